@@ -1,0 +1,98 @@
+"""What is installed is what was promised: metadata, types, a cheap import, any supported Django."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata, resources
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import ai_budget
+
+DISTRIBUTION = "django-ai-budget"
+EXTRAS = {"celery", "prometheus", "otel"}
+
+
+def requirements(distribution: str, extras: frozenset[str]) -> Iterator[Requirement]:
+    """Everything ``distribution`` requires here and now, when installed with ``extras``."""
+    for text in metadata.requires(distribution) or []:
+        requirement = Requirement(text)
+        if requirement.marker is None or any(
+            requirement.marker.evaluate({"extra": extra}) for extra in extras | {""}
+        ):
+            yield requirement
+
+
+def whole_tree(distribution: str, extras: frozenset[str]) -> Iterator[tuple[str, Requirement]]:
+    """(who asks, what for) of all that installing ``distribution`` brings along."""
+    seen: set[tuple[str, frozenset[str]]] = set()
+    todo = [(distribution, extras)]
+    while todo:
+        asking = todo.pop()
+        if asking in seen:
+            continue
+        seen.add(asking)
+        for requirement in requirements(*asking):
+            yield asking[0], requirement
+            todo.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+
+
+def test_the_version_is_the_packages_own() -> None:
+    assert metadata.version(DISTRIBUTION) == ai_budget.__version__
+
+
+def test_the_types_are_shipped() -> None:
+    assert resources.files("ai_budget").joinpath("py.typed").is_file()
+
+
+def test_only_the_package_is_installed() -> None:
+    files = metadata.files(DISTRIBUTION)
+    assert files
+
+    installed = {file.parts[0] for file in files if not file.name.endswith(".pth")}
+
+    assert {top for top in installed if not top.endswith(".dist-info")} <= {"ai_budget"}
+
+
+def test_the_extras_are_the_documented_ones() -> None:
+    assert set(metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []) == EXTRAS
+
+
+@pytest.mark.parametrize("release", ["5.2", "5.2.99", "6.0", "6.0.99", "6.1", "6.1.99"])
+def test_no_dependency_rules_out_a_supported_django(release: str) -> None:
+    against = [
+        f"{asking} requires {requirement}"
+        for asking, requirement in whole_tree(DISTRIBUTION, frozenset(EXTRAS))
+        if canonicalize_name(requirement.name) == "django"
+        and not requirement.specifier.contains(release)
+    ]
+
+    assert against == []
+
+
+def test_importing_the_package_is_cheap_and_needs_no_configured_django() -> None:
+    program = "; ".join(
+        [
+            "import sys, ai_budget",
+            "heavy = {'anthropic', 'genai_prices', 'django.db.models'} & set(sys.modules)",
+            "from django.conf import settings",
+            "assert not settings.configured",
+            "assert not heavy, heavy",
+            "assert set(ai_budget.__all__) <= set(dir(ai_budget))",
+        ]
+    )
+
+    finished = subprocess.run(
+        [sys.executable, "-c", program],
+        env={},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert finished.stderr == ""
+    assert finished.returncode == 0

@@ -1,0 +1,101 @@
+"""Keep an AI feature from spending more than it was given, and show where every dollar went.
+
+Importing this package is cheap and works before Django is configured: each public name is
+loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ai_budget.exceptions import (
+        AIBudgetError,
+        BudgetExceeded,
+        CallInsideTransaction,
+        FeatureDisabled,
+        LedgerUnavailable,
+        LimitReached,
+        QuotaExceeded,
+        RateLimited,
+        UnboundedCall,
+        UnclassifiedUsage,
+        UnpricedEndpoint,
+        UnpricedModel,
+    )
+    from ai_budget.guard.charge import charge
+    from ai_budget.guard.clients import async_client, client, guard
+    from ai_budget.pricing.cost import price
+    from ai_budget.service import aask, ask, astream, estimate, stream
+    from ai_budget.values import Answer, Usage
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AIBudgetError": "exceptions",
+    "Answer": "values",
+    "BudgetExceeded": "exceptions",
+    "CallInsideTransaction": "exceptions",
+    "FeatureDisabled": "exceptions",
+    "LedgerUnavailable": "exceptions",
+    "LimitReached": "exceptions",
+    "QuotaExceeded": "exceptions",
+    "RateLimited": "exceptions",
+    "UnboundedCall": "exceptions",
+    "UnclassifiedUsage": "exceptions",
+    "UnpricedEndpoint": "exceptions",
+    "UnpricedModel": "exceptions",
+    "Usage": "values",
+    "aask": "service",
+    "ask": "service",
+    "astream": "service",
+    "async_client": "guard.clients",
+    "charge": "guard.charge",
+    "client": "guard.clients",
+    "estimate": "service",
+    "guard": "guard",  # the package itself, which can be called
+    "price": "pricing.cost",
+    "stream": "service",
+}
+
+__all__ = [
+    "AIBudgetError",
+    "Answer",
+    "BudgetExceeded",
+    "CallInsideTransaction",
+    "FeatureDisabled",
+    "LedgerUnavailable",
+    "LimitReached",
+    "QuotaExceeded",
+    "RateLimited",
+    "UnboundedCall",
+    "UnclassifiedUsage",
+    "UnpricedEndpoint",
+    "UnpricedModel",
+    "Usage",
+    "aask",
+    "ask",
+    "astream",
+    "async_client",
+    "charge",
+    "client",
+    "estimate",
+    "guard",
+    "price",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    module = import_module(f"{__name__}.{home}")
+    value = globals()[name] = module if home == name else getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,172 @@
+"""System checks: every mistake in the settings is named at start, with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning
+from django.utils.module_loading import import_string
+
+from ai_budget import money
+from ai_budget.conf import DEFAULTS, conf
+
+_Check = Callable[[Any], bool]
+
+
+def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Report unknown keys and bad values of AI_BUDGET."""
+    given = conf.given
+    if not isinstance(given, dict):
+        return [
+            Error(
+                "AI_BUDGET must be a dict.",
+                hint='Write AI_BUDGET = {"DAILY_LIMIT_USD": "20", ...}.',
+                id="ai_budget.E001",
+            )
+        ]
+    return [*_unknown_keys(given), *_bad_values(given), *_no_site_limit(given)]
+
+
+def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Report a ledger database that could lose or lock the record of a spend."""
+    alias = conf.LEDGER_DATABASE
+    databases = settings.DATABASES
+    if alias not in databases:
+        return [
+            Error(
+                f"AI_BUDGET['LEDGER_DATABASE'] is {alias!r}, which is not in DATABASES.",
+                hint="Name an alias of DATABASES.",
+                id="ai_budget.E004",
+            )
+        ]
+    return [*_atomic_requests(alias, databases), *_second_sqlite_alias(alias, databases)]
+
+
+def _unknown_keys(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    for key in sorted(set(given) - set(DEFAULTS)):
+        yield Error(
+            f"AI_BUDGET has an unknown key {key!r}.",
+            hint=f"Known keys: {', '.join(DEFAULTS)}.",
+            id="ai_budget.E002",
+        )
+
+
+def _bad_values(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    for key, value in given.items():
+        rule = _RULES.get(key)
+        if rule is not None and not rule[0](value):
+            shown = "a value" if key == "API_KEY" else repr(value)
+            yield Error(
+                f"AI_BUDGET[{key!r}] is {shown}, which cannot be used.",
+                hint=f"It must be {rule[1]}.",
+                id="ai_budget.E003",
+            )
+
+
+def _no_site_limit(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    if conf.DAILY_LIMIT_USD is None and conf.MONTHLY_LIMIT_USD is None:
+        yield Warning(
+            "The settings give the site no limit.",
+            hint="Set AI_BUDGET['DAILY_LIMIT_USD'] or ['MONTHLY_LIMIT_USD'], or limit the "
+            "budget * in admin and silence this check.",
+            id="ai_budget.W001",
+        )
+
+
+def _atomic_requests(alias: str, databases: dict[str, Any]) -> Iterator[CheckMessage]:
+    if databases[alias].get("ATOMIC_REQUESTS"):
+        yield Error(
+            f"The ledger writes through the database alias {alias!r}, which has ATOMIC_REQUESTS: "
+            "every paid call in a view would be refused with CallInsideTransaction.",
+            hint="Add a second alias of the same database without ATOMIC_REQUESTS and name it "
+            "in AI_BUDGET['LEDGER_DATABASE'].",
+            id="ai_budget.E005",
+        )
+
+
+def _second_sqlite_alias(alias: str, databases: dict[str, Any]) -> Iterator[CheckMessage]:
+    ledger = databases[alias]
+    default = databases.get("default", {})
+    if (
+        alias != "default"
+        and str(ledger.get("ENGINE", "")).endswith("sqlite3")
+        and ledger.get("NAME") == default.get("NAME")
+    ):
+        yield Error(
+            f"The ledger's alias {alias!r} is a second connection to the SQLite file of "
+            "'default': each would wait for the other's lock.",
+            hint="On SQLite leave LEDGER_DATABASE at 'default', and make paid calls outside "
+            "transactions.",
+            id="ai_budget.E006",
+        )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_limit(value: Any) -> bool:
+    try:
+        return value is None or money.parse_usd(value) >= 0
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_zone(value: Any) -> bool:
+    try:
+        return value is None or bool(ZoneInfo(value))
+    except (TypeError, ValueError, ZoneInfoNotFoundError, OSError):
+        return False
+
+
+def _is_path(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(import_string(value))
+    except ImportError:
+        return False
+
+
+def _optional(rule: _Check) -> _Check:
+    return lambda value: value is None or rule(value)
+
+
+def _one_of(*choices: Any) -> _Check:
+    return lambda value: value in choices
+
+
+def _each(rule: _Check) -> _Check:
+    return lambda value: isinstance(value, (list, tuple)) and all(rule(item) for item in value)
+
+
+_AMOUNT = "None or dollars as a Decimal, int or str of at most nine decimals, not negative"
+
+_RULES: dict[str, tuple[_Check, str]] = {
+    "API_KEY": (_optional(_is_text), "None or the key as text"),
+    "BASE_URL": (_optional(_is_text), "None or an address such as https://api.anthropic.com"),
+    "TIERS": (_each(_is_text), "a list of model names, the cheapest first"),
+    "DEFAULT_MODEL": (_is_text, "a model's name"),
+    "DEFAULT_MAX_TOKENS": (_is_count, "a number of tokens, at least 1"),
+    "DEFAULT_FEATURE": (_is_text, "a feature's name"),
+    "UNKNOWN_FEATURE": (_one_of("create", "refuse"), '"create" or "refuse"'),
+    "DAILY_LIMIT_USD": (_is_limit, _AMOUNT),
+    "MONTHLY_LIMIT_USD": (_is_limit, _AMOUNT),
+    "TIME_ZONE": (_is_zone, "None or a zone's name such as Europe/Berlin"),
+    "INFERENCE_GEO": (_one_of(None, "us", "global"), 'None, "us" or "global"'),
+    "CACHE_ALIAS": (lambda value: value in settings.CACHES, "an alias of CACHES"),
+    "LEDGER": (_is_path, "the dotted path of a ledger class"),
+    "LEDGER_DATABASE": (_is_text, "an alias of DATABASES"),
+    "LEDGER_REDIS_URL": (_optional(_is_text), "None or an address such as redis://host:6379/0"),
+    "ON_LEDGER_FAILURE": (_one_of("refuse", "allow"), '"refuse" or "allow"'),
+    "UNPRICED_MODEL": (_one_of("refuse", "allow"), '"refuse" or "allow"'),
+    "LOG_PROMPTS": (lambda value: isinstance(value, bool), "True or False"),
+    "NOTIFIERS": (_each(_is_text), "a list of dotted paths"),
+    "ALERT_THRESHOLDS": (_each(_is_count), "a list of percents"),
+}

@@ -1,0 +1,161 @@
+"""The one setting, ``AI_BUDGET``: a dict, read live, every key typed and documented here.
+
+Nothing is copied at import, so ``override_settings`` works. Reading a key never validates it:
+``ai_budget.checks`` does that once, at start, with a hint for each mistake.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, cast
+from zoneinfo import ZoneInfo
+
+from django.conf import settings as django_settings
+
+DEFAULTS: Mapping[str, Any] = {
+    "API_KEY": None,
+    "BASE_URL": None,
+    "TIERS": ("claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"),
+    "DEFAULT_MODEL": "claude-haiku-5-5",
+    "DEFAULT_MAX_TOKENS": 1024,
+    "DEFAULT_FEATURE": "default",
+    "UNKNOWN_FEATURE": "create",
+    "DAILY_LIMIT_USD": Decimal(10),
+    "MONTHLY_LIMIT_USD": Decimal(100),
+    "TIME_ZONE": None,
+    "INFERENCE_GEO": None,
+    "CACHE_ALIAS": "default",
+    "LEDGER": "ai_budget.ledger.database.DatabaseLedger",
+    "LEDGER_DATABASE": "default",
+    "LEDGER_REDIS_URL": None,
+    "ON_LEDGER_FAILURE": "refuse",
+    "UNPRICED_MODEL": "refuse",
+    "LOG_PROMPTS": False,
+    "NOTIFIERS": (),
+    "ALERT_THRESHOLDS": (50, 80, 100, 120),
+}
+
+
+class Settings:
+    """Django's ``AI_BUDGET`` with its defaults, one property a key."""
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """The dict as the project wrote it."""
+        return cast("Mapping[str, Any]", getattr(django_settings, "AI_BUDGET", {}))
+
+    def _get(self, key: str) -> Any:
+        given = self.given
+        return given[key] if key in given else DEFAULTS[key]
+
+    @property
+    def API_KEY(self) -> str | None:
+        """The key of the Anthropic API. Default: the environment's ANTHROPIC_API_KEY."""
+        return cast("str | None", self._get("API_KEY") or os.environ.get("ANTHROPIC_API_KEY"))
+
+    @property
+    def BASE_URL(self) -> str | None:
+        """Where the API is; None for api.anthropic.com."""
+        return cast("str | None", self._get("BASE_URL"))
+
+    @property
+    def TIERS(self) -> Sequence[str]:
+        """Models that routing chooses from, the cheapest first."""
+        return cast("Sequence[str]", self._get("TIERS"))
+
+    @property
+    def DEFAULT_MODEL(self) -> str:
+        """The model of features that name none."""
+        return cast(str, self._get("DEFAULT_MODEL"))
+
+    @property
+    def DEFAULT_MAX_TOKENS(self) -> int:
+        """The cap on output tokens of features that name none."""
+        return cast(int, self._get("DEFAULT_MAX_TOKENS"))
+
+    @property
+    def DEFAULT_FEATURE(self) -> str:
+        """The feature that calls outside any charge are booked to."""
+        return cast(str, self._get("DEFAULT_FEATURE"))
+
+    @property
+    def UNKNOWN_FEATURE(self) -> str:
+        """ "create" a budget with the defaults for a new feature name, or "refuse" its calls."""
+        return cast(str, self._get("UNKNOWN_FEATURE"))
+
+    @property
+    def DAILY_LIMIT_USD(self) -> Decimal | int | str | None:
+        """The site's daily limit where the budget "*" sets none; None for no limit."""
+        return cast("Decimal | int | str | None", self._get("DAILY_LIMIT_USD"))
+
+    @property
+    def MONTHLY_LIMIT_USD(self) -> Decimal | int | str | None:
+        """The site's monthly limit where the budget "*" sets none; None for no limit."""
+        return cast("Decimal | int | str | None", self._get("MONTHLY_LIMIT_USD"))
+
+    @property
+    def TIME_ZONE(self) -> ZoneInfo:
+        """The zone whose days and months limits count in. Default: Django's TIME_ZONE."""
+        return ZoneInfo(self._get("TIME_ZONE") or django_settings.TIME_ZONE)
+
+    @property
+    def INFERENCE_GEO(self) -> str | None:
+        """The workspace's default inference geography, "us" or "global".
+
+        Where it is not declared, calls that name none are reserved at the dearer.
+        """
+        return cast("str | None", self._get("INFERENCE_GEO"))
+
+    @property
+    def CACHE_ALIAS(self) -> str:
+        """Django's cache that answers are kept in."""
+        return cast(str, self._get("CACHE_ALIAS"))
+
+    @property
+    def LEDGER(self) -> str:
+        """The dotted path of the ledger."""
+        return cast(str, self._get("LEDGER"))
+
+    @property
+    def LEDGER_DATABASE(self) -> str:
+        """The database alias that the ledger writes through.
+
+        A second alias of the same database keeps the record of a spend when the caller's
+        transaction rolls back. Not on SQLite, where it would lock against the first.
+        """
+        return cast(str, self._get("LEDGER_DATABASE"))
+
+    @property
+    def LEDGER_REDIS_URL(self) -> str | None:
+        """The Redis of the Redis ledger, where it is not the cache's own."""
+        return cast("str | None", self._get("LEDGER_REDIS_URL"))
+
+    @property
+    def ON_LEDGER_FAILURE(self) -> str:
+        """ "refuse" calls while balances cannot be read, or "allow" them, outside any promise."""
+        return cast(str, self._get("ON_LEDGER_FAILURE"))
+
+    @property
+    def UNPRICED_MODEL(self) -> str:
+        """ "refuse" models without a known price, or "allow" them at the dearest known rate."""
+        return cast(str, self._get("UNPRICED_MODEL"))
+
+    @property
+    def LOG_PROMPTS(self) -> bool:
+        """Whether to store the text of prompts and answers."""
+        return cast(bool, self._get("LOG_PROMPTS"))
+
+    @property
+    def NOTIFIERS(self) -> Sequence[str]:
+        """Dotted paths of callables that deliver alerts."""
+        return cast("Sequence[str]", self._get("NOTIFIERS"))
+
+    @property
+    def ALERT_THRESHOLDS(self) -> Sequence[int]:
+        """Percents of a plan or limit at which an alert is due."""
+        return cast("Sequence[int]", self._get("ALERT_THRESHOLDS"))
+
+
+conf = Settings()

@@ -1,0 +1,18 @@
+"""The tables, one file a subject. Imports point down: nothing here knows pricing or policy."""
+
+from __future__ import annotations
+
+from ai_budget.models.budgets import DowngradeRung, FeatureBudget, LimitOverride, UserQuota
+from ai_budget.models.calls import CallLog
+from ai_budget.models.prices import ModelRate
+from ai_budget.models.windows import SpendWindow
+
+__all__ = [
+    "CallLog",
+    "DowngradeRung",
+    "FeatureBudget",
+    "LimitOverride",
+    "ModelRate",
+    "SpendWindow",
+    "UserQuota",
+]

@@ -1,0 +1,267 @@
+"""What travels between rooms: frozen values without behaviour that touches the world."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from ai_budget import money
+from ai_budget.periods import Period, Window
+
+if TYPE_CHECKING:
+    from anthropic.types import Message
+
+SITE = "*"
+"""The name of the budget that spans every feature."""
+
+
+class Measure(StrEnum):
+    """What a limit counts."""
+
+    NANOUSD = "nanousd"
+    CALLS = "calls"
+
+
+class Kind(StrEnum):
+    """What a call was made for."""
+
+    ASK = "ask"
+    STREAM = "stream"
+    BATCH = "batch"
+    ROUTER = "router"
+    SUMMARY = "summary"
+
+
+class Status(StrEnum):
+    """The life of a reservation: reserved, then settled, estimated or released; or cached."""
+
+    RESERVED = "reserved"
+    SETTLED = "settled"
+    ESTIMATED = "estimated"
+    RELEASED = "released"
+    CACHED = "cached"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Charge:
+    """Who pays: the feature, and the user and subject whose quotas count the call.
+
+    ``user_id`` is a primary key of the user model. ``subject`` names a caller without an
+    account: a tenant, an API client, an anonymous visitor.
+    """
+
+    feature: str
+    user_id: Any = None
+    subject: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """The tokens of one answer, each counted once and priced by its own rate.
+
+    ``input_tokens`` excludes what was read from or written to the prompt cache;
+    ``output_tokens`` includes ``thinking_tokens``. Where ``iterations`` is not empty the bill
+    is their sum, and the counts here are only for show. ``unclassified`` names fields that
+    nobody has given a price rule.
+    """
+
+    input_tokens: int = 0
+    cache_write_5m_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    cache_read_tokens: int = 0
+    output_tokens: int = 0
+    thinking_tokens: int = 0
+    web_searches: int = 0
+    service_tier: str = ""
+    speed: str = ""
+    inference_geo: str = ""
+    iterations: tuple[Iteration, ...] = ()
+    unclassified: tuple[str, ...] = ()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """All tokens of the prompt, which select the long-context tier."""
+        return (
+            self.input_tokens
+            + self.cache_write_5m_tokens
+            + self.cache_write_1h_tokens
+            + self.cache_read_tokens
+        )
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Iteration:
+    """One model's part in an answer; ``model`` is empty where it is the answer's own."""
+
+    type: str
+    usage: Usage
+    model: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bound:
+    """The most that one attempt can use and cost.
+
+    ``hidden`` says that the answer may use tokens that its stream does not show, so that only
+    the final usage tells. ``reasons`` are what made the bound wide, for people.
+    """
+
+    nanousd: int
+    input_tokens: int
+    output_tokens: int
+    web_searches: int = 0
+    hidden: bool = False
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """One window that an attempt counts in, and the most it may hold (None: just count).
+
+    ``scope`` is "*", "feature:NAME", "category:NAME", "user:ID", "subject:NAME", or one of the
+    last two with ",feature:NAME" behind it.
+    """
+
+    scope: str
+    window: Window
+    measure: Measure = Measure.NANOUSD
+    amount: int | None = None
+    enforce: bool = True
+
+    @property
+    def key(self) -> BalanceKey:
+        """The balance that it is counted in."""
+        return BalanceKey(self.scope, self.window.period, self.window.first_day)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BalanceKey:
+    """Names one balance: a scope in a calendar day or month."""
+
+    scope: str
+    period: Period
+    first_day: date
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Balances:
+    """What a scope has spent, what calls in flight hold, and how many calls it counts."""
+
+    spent_nanousd: int = 0
+    held_nanousd: int = 0
+    calls: int = 0
+    refused: int = 0
+
+    @property
+    def taken_nanousd(self) -> int:
+        """What is not there for another call."""
+        return self.spent_nanousd + self.held_nanousd
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Amounts:
+    """What an attempt takes from each of its limits."""
+
+    nanousd: int
+    calls: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One HTTP request that may cost money, as the journal records it before it is sent."""
+
+    call_id: uuid.UUID
+    number: int
+    charge: Charge
+    category: str
+    kind: Kind
+    requested_model: str
+    model: str
+    provider: str
+    max_tokens: int
+    speed: str
+    inference_geo: str
+    decision: str
+    rates: str
+    reserved_at: datetime
+    day: date
+    deadline: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reservation:
+    """Money taken for an attempt. ``balances`` are the keys it was taken from."""
+
+    id: int
+    attempt: Attempt
+    amounts: Amounts
+    balances: tuple[BalanceKey, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settlement:
+    """How an attempt ended: what it cost in truth, or the most it can have cost."""
+
+    status: Status
+    cost_nanousd: int
+    usage: Usage = field(default_factory=Usage)
+    stop_reason: str = ""
+    request_id: str = ""
+    latency_ms: int | None = None
+    first_token_ms: int | None = None
+    error: str = ""
+    keep_call: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What ``ask`` returns: the text, who wrote it, and what it cost."""
+
+    text: str
+    cost_nanousd: int
+    model: str
+    requested_model: str
+    usage: Usage
+    message: Message
+    call_id: uuid.UUID
+    cached: bool = False
+
+    @property
+    def cost(self) -> Decimal:
+        """Exact dollars, all attempts of this call together."""
+        return money.to_usd(self.cost_nanousd)
+
+    @property
+    def downgraded(self) -> bool:
+        """Whether a cheaper model answered because the budget ran low."""
+        return self.model != self.requested_model
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What a call would cost, before it is made: what to expect, and at most."""
+
+    expected_nanousd: int
+    most_nanousd: int
+    model: str
+
+    @property
+    def expected(self) -> Decimal:
+        return money.to_usd(self.expected_nanousd)
+
+    @property
+    def most(self) -> Decimal:
+        return money.to_usd(self.most_nanousd)

@@ -1,0 +1,172 @@
+"""Which limits an attempt counts against, from the budgets and quotas that are in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from ai_budget import periods
+from ai_budget.exceptions import FeatureDisabled
+from ai_budget.periods import Period
+from ai_budget.values import SITE, BalanceKey, Charge, Limit, Measure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rung:
+    """From this share of a limit on, this model answers."""
+
+    at_percent: int
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """A budget as it is in force: its limits in nano-dollars, overrides included."""
+
+    name: str
+    enabled: bool = True
+    enforce: bool = True
+    daily_limit: int | None = None
+    monthly_limit: int | None = None
+    model: str = ""
+    max_tokens: int | None = None
+    allow_unbounded: bool = False
+    rungs: tuple[Rung, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quota:
+    """One row of what a user may use; None inherits, unless the row is unlimited."""
+
+    for_user: bool = False
+    for_feature: bool = False
+    unlimited: bool = False
+    daily_calls: int | None = None
+    daily_limit: int | None = None
+    monthly_limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rules:
+    """All that is in force for one charge."""
+
+    feature: Budget
+    category: Budget | None = None
+    site: Budget = field(default_factory=lambda: Budget(name=SITE))
+    quotas: tuple[Quota, ...] = ()
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The feature's own budget first, the site's last."""
+        category = () if self.category is None else (self.category,)
+        return (self.feature, *category, self.site)
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """The ladder: the feature's own, else its category's, else the site's."""
+        return next((budget.rungs for budget in self.budgets if budget.rungs), ())
+
+    @property
+    def category_name(self) -> str:
+        return "" if self.category is None else self.category.name
+
+
+def ensure_enabled(rules: Rules) -> None:
+    """Raise ``FeatureDisabled`` where the feature, its category or the site is paused."""
+    for budget in rules.budgets:
+        if not budget.enabled:
+            whole = " (the whole site)" if budget.name == SITE else ""
+            raise FeatureDisabled(f"The budget {budget.name!r}{whole} is paused.")
+
+
+def limits_in_force(charge: Charge, rules: Rules, *, at: datetime, zone: ZoneInfo) -> list[Limit]:
+    """Return every window that an attempt counts in, with the most each may hold.
+
+    Windows without a limit are counted too, so that a limit set later in the day knows what
+    was spent before it.
+    """
+    day, month = periods.day(at, zone), periods.month(at, zone)
+    limits: list[Limit] = []
+    for budget in rules.budgets:
+        scope = _scope(budget, rules)
+        for window, amount in ((day, budget.daily_limit), (month, budget.monthly_limit)):
+            limits.append(Limit(scope=scope, window=window, amount=amount, enforce=budget.enforce))
+    for scope, for_feature in caller_scopes(charge):
+        rows = _most_specific_first(rules.quotas, charge, scope, for_feature=for_feature)
+        for window, name in ((day, "daily_limit"), (month, "monthly_limit")):
+            limits.append(Limit(scope=scope, window=window, amount=_first(rows, name)))
+        calls = _first(rows, "daily_calls")
+        if calls is not None:
+            limits.append(Limit(scope=scope, window=day, measure=Measure.CALLS, amount=calls))
+    return limits
+
+
+def balance_keys(charge: Charge, category: str, day: date) -> list[BalanceKey]:
+    """Return the balances that a call of that day counts in, as ``limits_in_force`` does."""
+    scopes = [f"feature:{charge.feature}", SITE]
+    if category:
+        scopes.append(f"category:{category}")
+    scopes += [scope for scope, _ in caller_scopes(charge)]
+    return [
+        BalanceKey(scope, period, first)
+        for scope in scopes
+        for period, first in ((Period.DAY, day), (Period.MONTH, day.replace(day=1)))
+    ]
+
+
+def caller_scopes(charge: Charge) -> list[tuple[str, bool]]:
+    """Return the scopes of the caller's quotas, and whether each is for one feature."""
+    callers = []
+    if charge.user_id is not None:
+        callers.append(f"user:{charge.user_id}")
+    if charge.subject:
+        callers.append(f"subject:{charge.subject}")
+    return [
+        scope
+        for caller in callers
+        for scope in ((caller, False), (f"{caller},feature:{charge.feature}", True))
+    ]
+
+
+def dollar_limits(limits: Iterable[Limit]) -> list[Limit]:
+    """Return the limits of money that the ladder follows: of feature, category and site."""
+    return [
+        limit
+        for limit in limits
+        if limit.measure is Measure.NANOUSD
+        and limit.amount is not None
+        and not limit.scope.startswith(("user:", "subject:"))
+    ]
+
+
+def _scope(budget: Budget, rules: Rules) -> str:
+    if budget is rules.site:
+        return SITE
+    kind = "feature" if budget is rules.feature else "category"
+    return f"{kind}:{budget.name}"
+
+
+def _most_specific_first(
+    quotas: Sequence[Quota], charge: Charge, scope: str, *, for_feature: bool
+) -> list[Quota]:
+    of_user = scope.startswith("user:")
+    rows = [
+        quota
+        for quota in quotas
+        if quota.for_feature == for_feature and (of_user or not quota.for_user)
+    ]
+    return sorted(rows, key=lambda quota: not quota.for_user)
+
+
+def _first(rows: Sequence[Quota], name: str) -> int | None:
+    """Return the first value that a row gives; an unlimited row ends the search."""
+    for row in rows:
+        value: Any = getattr(row, name)
+        if value is not None:
+            return int(value)
+        if row.unlimited:
+            return None
+    return None

@@ -1,0 +1,496 @@
+"""The most that one request can cost, told before it is sent.
+
+The rules, each on the safe side of what the API documents:
+
+- Text and the JSON of tools: no tokenizer that works on bytes makes more tokens than bytes, so
+  the bytes of the body's JSON, the larger of UTF-8 and NFKC, plus tabled overheads.
+- Images: the documented most of the model.
+- PDFs, files, addresses, continued threads, citations and every block that is not classified:
+  the context window.
+- Server tools: the context window and all output for every turn of their loop, and their
+  ``max_uses`` at their price. Without ``max_uses`` there is no bound.
+- Prices: the long-context tier if the prompt may reach it, the dearest kind of cache write that
+  is marked, fast mode if asked for, US inference unless another is declared.
+
+Parameters, blocks and tools are tabled below. What is in no table has no bound, until somebody
+classifies it.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from fractions import Fraction
+from typing import Any, TypeGuard
+
+from ai_budget.exceptions import UnboundedCall
+from ai_budget.pricing.rates import BATCH, ModelRates, TokenRates, resolve
+from ai_budget.values import Bound
+
+PARAMETERS = {
+    "model": "priced",
+    "messages": "counted in bytes, blocks by BLOCKS",
+    "system": "counted in bytes",
+    "tools": "counted in bytes, typed tools by CLIENT_TOOLS and SERVER_TOOLS",
+    "max_tokens": "priced as output",
+    "cache_control": "priced: marks a cache write",
+    "compaction": "priced: one more turn for every turn",
+    "context_management": "priced: a compaction edit is one more turn for every turn",
+    "fallbacks": "priced: every model that may answer",
+    "inference_geo": "priced",
+    "speed": "priced",
+    "thread": "priced: a continued thread is the context window",
+    "container": "priced: the context window",
+    "mcp_servers": "refused: a server decides what it sends",
+    "output_config": "counted in bytes and an overhead",
+    "output_format": "counted in bytes and an overhead",
+    "thinking": "free: thinking counts as output",
+    "tool_choice": "free: counted in bytes",
+    "stop_sequences": "free: counted in bytes",
+    "metadata": "free: counted in bytes",
+    "diagnostics": "free: counted in bytes",
+    "fallback_credit_token": "free: only lowers the bill",
+    "billing_policy": "free: chooses who is billed",
+    "service_tier": "free: priority costs as standard",
+    "stream": "free",
+    "user_profile_id": "free",
+    "workspace_id": "free",
+    "betas": "free: a header",
+    "temperature": "free: sampling",
+    "top_p": "free: sampling",
+    "top_k": "free: sampling",
+    "anthropic_version": "free: set by platforms",
+    "anthropic_beta": "free: set by platforms",
+}
+"""Every request parameter that somebody has classified, and how."""
+
+_NO_BOUND = frozenset({"mcp_servers"})
+
+BLOCKS = {
+    "text": "bytes",
+    "image": "image",
+    "document": "document",
+    "search_result": "bytes",
+    # Encrypted text is at least as long as its plain text.
+    "thinking": "bytes",
+    "redacted_thinking": "bytes",
+    "tool_use": "bytes",
+    "tool_result": "bytes",
+    "server_tool_use": "bytes",
+    "web_search_tool_result": "bytes",
+    "web_fetch_tool_result": "bytes",
+    "advisor_tool_result": "bytes",
+    "code_execution_tool_result": "bytes",
+    "bash_code_execution_tool_result": "bytes",
+    "text_editor_code_execution_tool_result": "bytes",
+    "tool_search_tool_result": "bytes",
+    "mcp_tool_use": "bytes",
+    "mcp_tool_result": "bytes",
+    "compaction": "bytes",
+    "fallback": "bytes",
+    "container_upload": "window",
+    "mcp_tool_listing": "window",
+    "tool_addition": "window",
+    "tool_removal": "bytes",
+}
+"""Every kind of content block that somebody has classified. Others are the window."""
+
+CLIENT_TOOLS = {
+    "bash_": 1_024,
+    "text_editor_": 2_048,
+    "memory_": 4_096,
+    "computer_toolset_": 16_384,
+    "computer_": 4_096,
+    "browser_toolset_": 16_384,
+}
+"""Tools of Anthropic's that run at the caller's, by prefix, and the tokens of their
+definitions, which the request does not show: some times what the API's documents name."""
+
+SERVER_TOOLS = {
+    "web_search_": "max_uses",
+    "web_fetch_": "max_uses",
+    "advisor_": "max_uses and max_tokens",
+    "code_execution_": None,
+    "tool_search_tool_": None,
+    "mcp_toolset": None,
+}
+"""Tools that run at Anthropic's, by prefix, and the parameters that bound them (None: none)."""
+
+LOOP_TURNS = 10
+"""Turns after which the API pauses a loop of server tools; uses that are refused take turns
+too. https://platform.claude.com/docs/en/agents-and-tools/tool-use/server-tools"""
+
+BASE_TOKENS = 256
+"""For what frames every request, and the system text of thinking."""
+
+CLIENT_TOOLS_TOKENS = 1_024
+"""For the system text that comes with any client tool (588 tokens were seen for 428 bytes)."""
+
+CLIENT_TOOL_TOKENS = 64
+"""For the frame of each client tool."""
+
+OUTPUT_FORMAT_TOKENS = 1_024
+"""For the system text that explains a schema of the output."""
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """What a walk through a body finds."""
+
+    extra_tokens: int = 0
+    media_bytes: int = 0
+    images: int = 0
+    whole_window: bool = False
+    marks: set[str] = field(default_factory=set)
+    reasons: list[str] = field(default_factory=list)
+
+    def fill_window(self, reason: str) -> None:
+        self.whole_window = True
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Loop:
+    """How often the model may run within one request, and what its server tools use."""
+
+    turns: int = 1
+    searches: int = 0
+    advisors: tuple[tuple[ModelRates, int, int], ...] = ()  # rates, uses, output tokens a use
+    unbounded: tuple[str, ...] = ()
+
+
+def bound(
+    body: Mapping[str, Any],
+    rates: ModelRates,
+    *,
+    declared_geo: str | None = None,
+    batch: bool = False,
+    region: str = "",
+    allow_unbounded: bool = False,
+    at: datetime | None = None,
+) -> Bound:
+    """Return the most that the request can use and cost.
+
+    ``body`` is the request's JSON with ``max_tokens`` set; ``declared_geo`` is the workspace's
+    default geography where it is known. Raises ``UnboundedCall``, which says what to set,
+    unless ``allow_unbounded``: then what has a bound is counted, and the loop's usual turns.
+    """
+    max_tokens = _max_tokens(body)
+    loop = _loop(body, rates, region=region, at=at)
+    unbounded = [*_unbounded_parameters(body), *loop.unbounded]
+    fallbacks = _fallbacks(body, unbounded)
+    if unbounded and not allow_unbounded:
+        raise UnboundedCall(" ".join(unbounded))
+    prompt = _read_prompt(body)
+    if loop.turns > 1:
+        # Nothing says that a loop does not keep its own turns in the prompt cache.
+        prompt.marks.add("5m")
+    if prompt.whole_window or loop.turns > 1:
+        prompt_tokens = rates.context_window
+    else:
+        prompt_tokens = min(_prompt_tokens(body, prompt, rates), rates.context_window)
+    speed = str(body.get("speed") or "")
+    geo = _geo(body, rates, declared_geo)
+    total = _attempt(rates, prompt_tokens, max_tokens, loop.turns, prompt.marks, speed) * geo
+    input_tokens, output_tokens = prompt_tokens * loop.turns, max_tokens * loop.turns
+    for model, cap, entry_speed in fallbacks:
+        other = resolve(model, at=at, provider=rates.provider, region=region)
+        # A fallback reads the prompt again, and what was written before it.
+        reread = min(prompt_tokens + output_tokens, other.context_window)
+        if loop.turns > 1 or prompt.whole_window:
+            reread = other.context_window
+        total += _attempt(other, reread, cap, loop.turns, prompt.marks, entry_speed) * _geo(
+            body, other, declared_geo
+        )
+        input_tokens += reread * loop.turns
+        output_tokens += cap * loop.turns
+    for advisor, uses, cap in loop.advisors:
+        marks = {"5m", "1h"}
+        total += _attempt(advisor, advisor.context_window, cap, uses, marks, speed) * _geo(
+            body, advisor, declared_geo
+        )
+        input_tokens += advisor.context_window * uses
+        output_tokens += cap * uses
+    if batch:
+        total *= Fraction(*BATCH)
+    total += Fraction(loop.searches * rates.web_searches, 1_000)
+    return Bound(
+        nanousd=-(-total.numerator // total.denominator),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        web_searches=loop.searches,
+        hidden=bool(
+            loop.turns > 1 or fallbacks or loop.advisors or unbounded or "compaction" in body
+        ),
+        reasons=(*prompt.reasons, *unbounded),
+    )
+
+
+def _attempt(
+    rates: ModelRates, prompt: int, output: int, turns: int, marks: set[str], speed: str
+) -> Fraction:
+    """Return nano-dollars for so many turns of one model, each at its worst."""
+    bands = rates.fast if speed == "fast" and rates.fast else rates.bands(speed)
+    reachable = [band.rates for band in bands if band.above < prompt or band.above == 0]
+    worst_input = max(_worst_input(per, marks) for per in reachable)
+    worst_output = max(per.output for per in reachable)
+    return Fraction((prompt * worst_input + output * worst_output) * turns, 1_000_000)
+
+
+def _worst_input(per: TokenRates, marks: set[str]) -> int:
+    worst = max(per.input, per.cache_read)
+    if marks:
+        worst = max(worst, per.cache_write_5m)
+    if "1h" in marks:
+        worst = max(worst, per.cache_write_1h)
+    return worst
+
+
+def _geo(body: Mapping[str, Any], rates: ModelRates, declared: str | None) -> Fraction:
+    geo = body.get("inference_geo") or declared
+    if geo == "global":
+        return Fraction(1)
+    return Fraction(*rates.us_geo)
+
+
+def _max_tokens(body: Mapping[str, Any]) -> int:
+    value = body.get("max_tokens")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UnboundedCall("max_tokens must be a whole number of tokens.")
+    return value
+
+
+def _unbounded_parameters(body: Mapping[str, Any]) -> list[str]:
+    said = [
+        f"The parameter {name} has no bound: leave it out, or allow unbounded calls for the "
+        "feature."
+        for name in body
+        if name in _NO_BOUND and body[name]
+    ]
+    said += [
+        f"The parameter {name} is not classified, so its cost has no bound: leave it out, or "
+        "allow unbounded calls for the feature."
+        for name in body
+        if name not in PARAMETERS
+    ]
+    return said
+
+
+def _fallbacks(body: Mapping[str, Any], unbounded: list[str]) -> list[tuple[str, int, str]]:
+    entries = body.get("fallbacks")
+    if not entries:
+        return []
+    if isinstance(entries, str) or not all(
+        isinstance(entry, Mapping) and entry.get("model") for entry in entries
+    ):
+        unbounded.append("Name the fallback models: a default chain has no bound.")
+        return []
+    speed = str(body.get("speed") or "")
+    return [
+        (
+            str(entry["model"]),
+            _max_tokens({"max_tokens": entry.get("max_tokens") or body.get("max_tokens")}),
+            # Left out, the request's speed may apply.
+            str(entry.get("speed") or speed),
+        )
+        for entry in entries
+    ]
+
+
+def _loop(body: Mapping[str, Any], rates: ModelRates, *, region: str, at: datetime | None) -> _Loop:
+    uses, searches = 0, 0
+    advisors: list[tuple[ModelRates, int, int]] = []
+    unbounded: list[str] = []
+    looping = False
+    for tool in _mappings(body.get("tools")):
+        kind = str(tool.get("type") or "custom")
+        prefix = next((prefix for prefix in SERVER_TOOLS if kind.startswith(prefix)), None)
+        if prefix is None:
+            if kind != "custom" and not _client_tool_tokens(kind):
+                unbounded.append(f"The tool {kind} is not classified: leave it out.")
+                looping = True
+            continue
+        looping = True
+        if SERVER_TOOLS[prefix] is None:
+            unbounded.append(f"The tool {kind} has no bound: leave it out.")
+            continue
+        max_uses = tool.get("max_uses")
+        if not _is_count(max_uses):
+            unbounded.append(f"Set max_uses on the tool {kind}.")
+            continue
+        uses += max_uses
+        if prefix == "web_search_":
+            searches += max_uses
+        if prefix == "advisor_":
+            cap = tool.get("max_tokens")
+            if not _is_count(cap) or not tool.get("model"):
+                unbounded.append(f"Set model and max_tokens on the tool {kind}.")
+                continue
+            advisor = resolve(str(tool["model"]), at=at, provider=rates.provider, region=region)
+            advisors.append((advisor, max_uses, cap))
+    if body.get("mcp_servers"):
+        looping = True
+    turns = max(uses + 1, LOOP_TURNS) if looping else 1
+    if _compacts(body):
+        turns *= 2
+    return _Loop(
+        turns=turns,
+        searches=searches,
+        advisors=tuple(advisors),
+        unbounded=tuple(unbounded),
+    )
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _compacts(body: Mapping[str, Any]) -> bool:
+    management = body.get("context_management")
+    edits = management.get("edits") if isinstance(management, Mapping) else None
+    return bool(body.get("compaction")) or any(
+        str(edit.get("type")).startswith("compact") for edit in _mappings(edits)
+    )
+
+
+# The prompt
+
+
+def _prompt_tokens(body: Mapping[str, Any], prompt: _Prompt, rates: ModelRates) -> int:
+    return (
+        _json_bytes(body)
+        - prompt.media_bytes
+        + BASE_TOKENS
+        + prompt.extra_tokens
+        + prompt.images * rates.image_tokens
+    )
+
+
+def _json_bytes(body: Mapping[str, Any]) -> int:
+    """Return the bytes of the body's JSON, the larger of UTF-8 and NFKC.
+
+    A tokenizer may fold text to its compatibility form first, in which one letter of three
+    bytes can become eighteen letters.
+    """
+    try:
+        text = json.dumps(body, ensure_ascii=False, default=_plain)
+    except (TypeError, ValueError):
+        raise UnboundedCall("The request's body is not JSON.") from None
+    if text.isascii():
+        return len(text)
+    folded = unicodedata.normalize("NFKC", text)
+    return max(
+        len(text.encode("utf-8", "surrogatepass")), len(folded.encode("utf-8", "surrogatepass"))
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Turn an object of the SDK, or an iterable, into plain JSON as the SDK will."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json", exclude_unset=True)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError
+
+
+def _read_prompt(body: Mapping[str, Any]) -> _Prompt:
+    prompt = _Prompt()
+    _mark(body, prompt)
+    for message in _mappings(body.get("messages")):
+        _read_content(message.get("content"), prompt)
+    _read_content(body.get("system"), prompt)
+    _read_tools(body, prompt)
+    thread = body.get("thread")
+    if thread:
+        # Nothing says that a thread is not kept in the prompt cache.
+        prompt.marks.update(("5m", "1h"))
+    if isinstance(thread, Mapping) and thread.get("type") != "create":
+        prompt.fill_window("a continued thread")
+    if body.get("container"):
+        prompt.fill_window("a container")
+    output = body.get("output_config")
+    if body.get("output_format") or (isinstance(output, Mapping) and output.get("format")):
+        prompt.extra_tokens += OUTPUT_FORMAT_TOKENS
+    return prompt
+
+
+def _read_tools(body: Mapping[str, Any], prompt: _Prompt) -> None:
+    client_tools = False
+    for tool in _mappings(body.get("tools")):
+        _mark(tool, prompt)
+        kind = str(tool.get("type") or "custom")
+        client_tools = True
+        prompt.extra_tokens += CLIENT_TOOL_TOKENS + _client_tool_tokens(kind)
+        if isinstance(tool.get("caching"), Mapping):
+            prompt.marks.add(str(tool["caching"].get("ttl") or "5m"))
+    if client_tools:
+        prompt.extra_tokens += CLIENT_TOOLS_TOKENS
+
+
+def _client_tool_tokens(kind: str) -> int:
+    return next((tokens for prefix, tokens in CLIENT_TOOLS.items() if kind.startswith(prefix)), 0)
+
+
+def _read_content(content: Any, prompt: _Prompt) -> None:
+    if content is None or isinstance(content, str):
+        return
+    if isinstance(content, Mapping):
+        content = [content]
+    for block in _mappings(content):
+        _read_block(block, prompt)
+
+
+def _read_block(block: Mapping[str, Any], prompt: _Prompt) -> None:
+    _mark(block, prompt)
+    kind = str(block.get("type"))
+    rule = BLOCKS.get(kind, "window")
+    if rule == "window":
+        prompt.fill_window(f"a block of the type {kind}")
+    elif rule == "image":
+        prompt.images += 1
+        prompt.media_bytes += _data_bytes(block.get("source"))
+    elif rule == "document":
+        _read_document(block, prompt)
+    citations = block.get("citations")
+    if isinstance(citations, Mapping) and citations.get("enabled"):
+        # The API cuts the text into numbered pieces, and does not say how many.
+        prompt.fill_window("citations")
+    _read_content(block.get("content"), prompt)
+
+
+def _read_document(block: Mapping[str, Any], prompt: _Prompt) -> None:
+    source = block.get("source")
+    kind = source.get("type") if isinstance(source, Mapping) else None
+    if kind == "content":
+        _read_content(source.get("content") if isinstance(source, Mapping) else None, prompt)
+    elif kind != "text":
+        prompt.fill_window("a document that is not plain text")
+
+
+def _data_bytes(source: Any) -> int:
+    if isinstance(source, Mapping) and source.get("type") == "base64":
+        data = source.get("data")
+        return len(data) if isinstance(data, str) and data.isascii() else 0
+    return 0
+
+
+def _mark(block: Mapping[str, Any], prompt: _Prompt) -> None:
+    mark = block.get("cache_control")
+    if mark:
+        ttl = mark.get("ttl") if isinstance(mark, Mapping) else None
+        # An unknown lifetime may be the dearest.
+        prompt.marks.add("5m" if ttl in (None, "5m") else "1h")
+
+
+def _mappings(items: Any) -> Iterable[Mapping[str, Any]]:
+    if not isinstance(items, Iterable) or isinstance(items, (str, bytes, Mapping)):
+        return
+    for item in items:
+        if hasattr(item, "model_dump"):
+            item = item.model_dump(mode="json", exclude_unset=True)
+        if isinstance(item, Mapping):
+            yield item

@@ -1,0 +1,1 @@
+"""Where balances are kept and money is taken: reserve, settle, release, balances."""

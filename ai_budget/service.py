@@ -1,0 +1,336 @@
+"""The verbs: ask, stream, estimate, and their async twins.
+
+Each twin shares every rule with the other; only the awaiting differs. All decisions are made
+by the guard inside the client, which these verbs use as anybody would.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack
+from decimal import Decimal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ai_budget import money
+from ai_budget.conf import conf
+from ai_budget.guard.attempt import Outgoing, decide
+from ai_budget.guard.charge import OpenCall, Payer, charge, current_payer
+from ai_budget.guard.clients import async_client, client
+from ai_budget.ledger import base as ledgers
+from ai_budget.models import CallLog
+from ai_budget.pricing.cost import cost
+from ai_budget.pricing.usage import read_usage
+from ai_budget.values import Answer, Estimate, Kind, Usage
+
+if TYPE_CHECKING:
+    from anthropic.types import Message
+
+Prompt = str | Iterable[Mapping[str, Any]]
+"""Text, or a list of messages."""
+
+_BYTES_A_TOKEN = 4
+"""What text comes to on average, for what is expected, never for what is reserved."""
+
+_RECENT_CALLS = 100
+
+
+def ask(
+    prompt: Prompt,
+    *,
+    feature: str | None = None,
+    user: Any = None,
+    subject: str | None = None,
+    system: str | Iterable[Mapping[str, Any]] | None = None,
+    model: str | None = None,
+    max_tokens: int | None = None,
+    tags: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    **params: Any,
+) -> Answer:
+    """Ask Claude inside the budget of ``feature`` and return the answer with its cost.
+
+    ``model`` and ``max_tokens`` (in tokens) default to the feature's, then to the settings';
+    the feature's ``max_tokens`` is also a cap. ``timeout`` is in seconds. All other keywords
+    pass to the SDK's ``messages.create``. Raises ``BudgetExceeded`` and the other errors of
+    ``ai_budget.exceptions`` before anything is sent, and the SDK's own errors after.
+    """
+    call = _call(Kind.ASK, model, max_tokens)
+    with charge(feature=feature, user=user, subject=subject, tags=tags), call:
+        message = client().messages.create(
+            **_request(prompt, system, model, max_tokens, timeout, params)
+        )
+    return _answer(call, message)
+
+
+async def aask(
+    prompt: Prompt,
+    *,
+    feature: str | None = None,
+    user: Any = None,
+    subject: str | None = None,
+    system: str | Iterable[Mapping[str, Any]] | None = None,
+    model: str | None = None,
+    max_tokens: int | None = None,
+    tags: Mapping[str, str] | None = None,
+    timeout: float | None = None,  # noqa: ASYNC109 - the SDK's own, for one attempt
+    **params: Any,
+) -> Answer:
+    """Ask Claude without blocking the event loop. See ``ask``."""
+    call = _call(Kind.ASK, model, max_tokens)
+    with charge(feature=feature, user=user, subject=subject, tags=tags), call:
+        message = await async_client().messages.create(
+            **_request(prompt, system, model, max_tokens, timeout, params)
+        )
+    return _answer(call, message)
+
+
+def stream(
+    prompt: Prompt,
+    *,
+    feature: str | None = None,
+    user: Any = None,
+    subject: str | None = None,
+    system: str | Iterable[Mapping[str, Any]] | None = None,
+    model: str | None = None,
+    max_tokens: int | None = None,
+    tags: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    **params: Any,
+) -> StreamedText:
+    """Stream an answer: ``with ai_budget.stream(...) as answer: for text in answer: ...``.
+
+    Entering reserves and sends, and so raises what ``ask`` raises; leaving closes the stream
+    wherever it is and books what was used.
+    """
+    call = _call(Kind.STREAM, model, max_tokens)
+    paying = charge(feature=feature, user=user, subject=subject, tags=tags)
+    return StreamedText(call, paying, _request(prompt, system, model, max_tokens, timeout, params))
+
+
+def astream(
+    prompt: Prompt,
+    *,
+    feature: str | None = None,
+    user: Any = None,
+    subject: str | None = None,
+    system: str | Iterable[Mapping[str, Any]] | None = None,
+    model: str | None = None,
+    max_tokens: int | None = None,
+    tags: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    **params: Any,
+) -> AsyncStreamedText:
+    """Stream an answer: ``async with ai_budget.astream(...) as answer: async for text in answer``.
+
+    See ``stream``.
+    """
+    call = _call(Kind.STREAM, model, max_tokens)
+    paying = charge(feature=feature, user=user, subject=subject, tags=tags)
+    return AsyncStreamedText(
+        call, paying, _request(prompt, system, model, max_tokens, timeout, params)
+    )
+
+
+def estimate(
+    prompt: Prompt,
+    *,
+    feature: str | None = None,
+    user: Any = None,
+    subject: str | None = None,
+    system: str | Iterable[Mapping[str, Any]] | None = None,
+    model: str | None = None,
+    max_tokens: int | None = None,
+    tags: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    **params: Any,
+) -> Estimate:
+    """Return what ``ask`` with the same arguments would cost now, and spend nothing.
+
+    ``most`` is what would be reserved. ``expected`` takes four bytes of text for a token and
+    the feature's own recent answers for the length of this one. Raises what ``ask`` raises for
+    requests without a price or a bound.
+    """
+    call = _call(Kind.ASK, model, max_tokens)
+    body = _request(prompt, system, model, max_tokens, None, params)
+    payer = Payer(feature=feature, user=user, subject=subject, tags=tags or {})
+    paying = payer.over(current_payer()).charge()
+    ledger = ledgers.current()
+    outgoing = Outgoing(
+        body=body, stream=False, retries=0, key="", timeout=timeout, provider="anthropic", region=""
+    )
+    at = ledger.now()
+    with call:
+        decision = decide(outgoing, paying, ledger=ledger, at=at)
+    usual = Usage(
+        input_tokens=max(1, decision.bound.input_tokens // _BYTES_A_TOKEN),
+        output_tokens=_usual_output(paying.feature, decision.body["max_tokens"]),
+        inference_geo=conf.INFERENCE_GEO or "",
+    )
+    most = decision.bound.nanousd
+    return Estimate(
+        expected_nanousd=min(cost(decision.rates, usual, at=at), most),
+        most_nanousd=most,
+        model=decision.choice.model,
+    )
+
+
+def _usual_output(feature: str, max_tokens: int) -> int:
+    """Return the average output of the feature's last answers, or half of what is allowed."""
+    recent = (
+        CallLog.objects.using(conf.LEDGER_DATABASE)
+        .filter(feature_id=feature, status=CallLog.Status.SETTLED)  # type: ignore[misc] # to_field
+        .order_by("-id")
+        .values_list("output_tokens", flat=True)[:_RECENT_CALLS]
+    )
+    seen = list(recent)
+    usual = sum(seen) // len(seen) if seen else max_tokens // 2
+    return min(usual, max_tokens)
+
+
+class _Streaming:
+    """What both kinds of streamed text know: the text so far, and at the end the cost."""
+
+    _snapshot: Any = None
+
+    def __init__(self, call: OpenCall, paying: charge, request: dict[str, Any]) -> None:
+        self._call = call
+        self._paying = paying
+        self._request = request
+        self._pieces: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """What has been read so far."""
+        return "".join(self._pieces)
+
+    @property
+    def call_id(self) -> uuid.UUID:
+        return self._call.call_id
+
+    @property
+    def cost(self) -> Decimal:
+        """Exact dollars, known once the stream is closed; until then what is booked so far."""
+        return money.to_usd(self._call.cost_nanousd)
+
+    @property
+    def model(self) -> str:
+        """What answers."""
+        return self._call.model
+
+    @property
+    def requested_model(self) -> str:
+        return self._call.requested_model
+
+    @property
+    def downgraded(self) -> bool:
+        """Whether a cheaper model answers because the budget ran low."""
+        return self.model != self.requested_model
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens that were booked, known once the stream is closed."""
+        return self._call.settled[-1][1].usage if self._call.settled else Usage()
+
+    @property
+    def cached(self) -> bool:
+        return False
+
+    @property
+    def message(self) -> Message:
+        """The SDK's message, as far as it has come."""
+        message: Message = self._snapshot.current_message_snapshot
+        return message
+
+
+class StreamedText(_Streaming):
+    """An answer that arrives piece by piece; iterating yields its text."""
+
+    def __enter__(self) -> StreamedText:
+        with self._paying, self._call, ExitStack() as stack:
+            self._snapshot = stack.enter_context(client().messages.stream(**self._request))
+            self._stack = stack.pop_all()
+        return self
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._snapshot.text_stream:
+            self._pieces.append(piece)
+            yield piece
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+
+class AsyncStreamedText(_Streaming):
+    """An answer that arrives piece by piece, for ``async with`` and ``async for``."""
+
+    async def __aenter__(self) -> AsyncStreamedText:
+        with self._paying, self._call:
+            async with AsyncExitStack() as stack:
+                self._snapshot = await stack.enter_async_context(
+                    async_client().messages.stream(**self._request)
+                )
+                self._stack = stack.pop_all()
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        async for piece in self._snapshot.text_stream:
+            self._pieces.append(piece)
+            yield piece
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(kind, error, traceback)
+
+
+def _call(kind: Kind, model: str | None, max_tokens: int | None) -> OpenCall:
+    given = {"model": model, "max_tokens": max_tokens}
+    return OpenCall(
+        kind=kind, left_open=frozenset(name for name, value in given.items() if value is None)
+    )
+
+
+def _request(
+    prompt: Prompt,
+    system: str | Iterable[Mapping[str, Any]] | None,
+    model: str | None,
+    max_tokens: int | None,
+    timeout: float | None,
+    params: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the keywords for the SDK. What is left open is filled in by the guard."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    request: dict[str, Any] = {
+        **params,
+        "messages": messages,
+        "model": conf.DEFAULT_MODEL if model is None else model,
+        "max_tokens": 1 if max_tokens is None else max_tokens,
+    }
+    if system is not None:
+        request["system"] = system
+    if timeout is not None:
+        request["timeout"] = timeout
+    return request
+
+
+def _answer(call: OpenCall, message: Message) -> Answer:
+    text = "".join(block.text for block in message.content if block.type == "text")
+    return Answer(
+        text=text,
+        cost_nanousd=call.cost_nanousd,
+        model=call.model,
+        requested_model=call.requested_model,
+        usage=read_usage(message.usage),
+        message=message,
+        call_id=call.call_id,
+    )

@@ -1,0 +1,105 @@
+"""Budgets, the clock and the local API, for the length of a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.test import override_settings
+
+from ai_budget import periods
+from ai_budget.conf import conf
+from ai_budget.models import DowngradeRung, FeatureBudget
+from ai_budget.pricing import rates
+from ai_budget.testing.simulator import AnthropicSimulator
+
+if TYPE_CHECKING:
+    from django.test import SimpleTestCase
+
+    _Case = SimpleTestCase
+else:
+    _Case = object
+
+
+@contextmanager
+def override_budget(
+    feature: str, *, rungs: Iterable[tuple[int, str]] | None = None, **fields: Any
+) -> Iterator[FeatureBudget]:
+    """Give a feature, a category or the site ("*") these limits inside the block.
+
+    ``fields`` are those of ``FeatureBudget``; ``rungs`` are pairs of percent and model. As a
+    decorator it needs a database, like the calls inside. What was there before comes back.
+    """
+    manager = FeatureBudget.objects.using(conf.LEDGER_DATABASE)
+    before = manager.filter(name=feature).values().first()
+    ladder: list[tuple[int, str]] = list(
+        DowngradeRung.objects.using(manager.db)
+        .filter(budget__name=feature)
+        .values_list("at_percent", "model")
+    )
+    budget, _ = manager.update_or_create(name=feature, defaults=fields)
+    if rungs is not None:
+        _set_rungs(budget, rungs)
+    try:
+        yield budget
+    finally:
+        if before is not None:
+            manager.filter(pk=budget.pk).update(**before)
+        else:
+            # Calls may have been booked to it, so it stays, without limits of its own.
+            blank = FeatureBudget(pk=budget.pk, name=feature)
+            blank.save(using=manager.db, force_update=True)
+        if rungs is not None:
+            _set_rungs(budget, ladder)
+
+
+def _set_rungs(budget: FeatureBudget, rungs: Iterable[tuple[int, str]]) -> None:
+    budget.rungs.all().delete()
+    for percent, model in rungs:
+        budget.rungs.create(at_percent=percent, model=model)
+
+
+@contextmanager
+def freeze(at: datetime) -> Iterator[None]:
+    """Let the budget's clock stand still at an aware moment inside the block."""
+    if at.tzinfo is None:
+        raise ValueError("freeze() takes an aware datetime")
+    with periods.override_clock(lambda: at):
+        yield
+
+
+class BudgetTestMixin(_Case):
+    """For ``TestCase`` and ``TransactionTestCase``: calls go to ``self.anthropic_api``.
+
+    The ledger writes through the test's own connection, so that it is rolled back with it.
+    """
+
+    anthropic_api: AnthropicSimulator
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.anthropic_api = AnthropicSimulator()
+        cls.anthropic_api.start()
+        cls.addClassCleanup(cls.anthropic_api.stop)
+        override = override_settings(AI_BUDGET=local_settings(cls.anthropic_api))
+        override.enable()
+        cls.addClassCleanup(override.disable)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.anthropic_api.reset()
+        rates.forget()
+
+
+def local_settings(api: AnthropicSimulator) -> dict[str, Any]:
+    """Return the project's AI_BUDGET with calls sent to the local API."""
+    return {
+        **getattr(settings, "AI_BUDGET", {}),
+        "API_KEY": "local",
+        "BASE_URL": api.base_url,
+        "LEDGER_DATABASE": "default",
+    }

@@ -1,0 +1,35 @@
+"""Fixtures for pytest: ``pytest_plugins = ["ai_budget.testing.pytest_plugin"]``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from ai_budget.testing.simulator import AnthropicSimulator
+
+
+@pytest.fixture(scope="session")
+def anthropic_api_server() -> Iterator[AnthropicSimulator]:
+    """The local API of the whole run."""
+    from ai_budget.testing.simulator import AnthropicSimulator
+
+    with AnthropicSimulator() as api:
+        yield api
+
+
+@pytest.fixture
+def anthropic_api(
+    anthropic_api_server: AnthropicSimulator, settings: Any
+) -> Iterator[AnthropicSimulator]:
+    """The local API, empty, with the settings pointing at it. The test needs a database mark."""
+    from ai_budget.pricing import rates
+    from ai_budget.testing.budgets import local_settings
+
+    anthropic_api_server.reset()
+    settings.AI_BUDGET = local_settings(anthropic_api_server)
+    rates.forget()
+    yield anthropic_api_server
+    rates.forget()

@@ -1,0 +1,1 @@
+"""The reading desk: summaries, questions, and what they cost. It has no tables of its own."""

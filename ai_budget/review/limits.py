@@ -1,0 +1,133 @@
+"""What the limits and plans of each budget allow, now and over a range of the past."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from django.db.models import Prefetch
+
+from ai_budget import money, periods
+from ai_budget.conf import conf
+from ai_budget.models import FeatureBudget, LimitOverride
+from ai_budget.periods import Period, Window
+from ai_budget.values import SITE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Allowance:
+    """What a budget allowed over a range, in nano-dollars; None where it set no such amount."""
+
+    budget_nanousd: int | None = None
+    plan_nanousd: int | None = None
+
+
+def allowances(
+    since: datetime, until: datetime, *, using: str | None = None
+) -> Mapping[str, Allowance]:
+    """Return what each budget allowed in the days and months that the range touches, by name.
+
+    The budget is the sum of the monthly limits or, where there is none, of the daily limits;
+    overrides that were in force count. The site always has an entry.
+    """
+    zone = conf.TIME_ZONE
+    first = periods.day(since, zone).first_day
+    last = periods.day(until - timedelta(microseconds=1), zone).first_day
+    in_force = LimitOverride.objects.filter(created_at__lt=until, until__gt=since)
+    rows = (
+        FeatureBudget.objects.using(using or conf.LEDGER_DATABASE)
+        .select_related("parent")
+        .prefetch_related(Prefetch("overrides", queryset=in_force))
+    )
+    budgets = {budget.name: budget for budget in rows}
+    site = budgets.setdefault(SITE, FeatureBudget(name=SITE))
+    return {
+        name: Allowance(
+            budget_nanousd=_allowed(budget, first, last, zone),
+            plan_nanousd=_planned(budget, site, first, last),
+        )
+        for name, budget in budgets.items()
+    }
+
+
+def base_limit(budget: FeatureBudget, period: Period) -> int | None:
+    """Return a budget's own limit without overrides; the settings stand in for the site's."""
+    day = period is Period.DAY
+    own = budget.daily_limit_usd if day else budget.monthly_limit_usd
+    if own is not None:
+        return money.parse_usd(own)
+    if not budget.is_site:
+        return None
+    default = conf.DAILY_LIMIT_USD if day else conf.MONTHLY_LIMIT_USD
+    return None if default is None else money.parse_usd(default)
+
+
+def raised(limit: int | None, overrides: Iterable[LimitOverride]) -> int | None:
+    """Return the limit, raised to the highest override; what has no limit cannot be raised."""
+    if limit is None:
+        return None
+    amounts = (override.amount_usd for override in overrides)
+    return max([limit, *(money.parse_usd(amount) for amount in amounts if amount is not None)])
+
+
+def _allowed(budget: FeatureBudget, first: date, last: date, zone: ZoneInfo) -> int | None:
+    for period in (Period.MONTH, Period.DAY):
+        limit = base_limit(budget, period)
+        if limit is not None:
+            return _summed(budget, period, limit, first, last, zone)
+    return None
+
+
+def _summed(
+    budget: FeatureBudget, period: Period, limit: int, first: date, last: date, zone: ZoneInfo
+) -> int:
+    overrides = _overrides(budget, period)
+    if not overrides:
+        return limit * _count(period, first, last)
+    return sum(
+        raised(
+            limit,
+            [o for o in overrides if o.created_at < window.end and o.until > window.start],
+        )
+        or 0
+        for window in _windows(period, first, last, zone)
+    )
+
+
+def _overrides(budget: FeatureBudget, period: Period) -> list[LimitOverride]:
+    if budget.pk is None:
+        return []
+    return [override for override in budget.overrides.all() if override.period == period]
+
+
+def _planned(budget: FeatureBudget, site: FeatureBudget, first: date, last: date) -> int | None:
+    plan = _monthly_plan(budget, site)
+    return None if plan is None else plan * _count(Period.MONTH, first, last)
+
+
+def _monthly_plan(budget: FeatureBudget, site: FeatureBudget) -> int | None:
+    if budget.monthly_plan_usd is not None:
+        return money.parse_usd(budget.monthly_plan_usd)
+    if budget.plan_share is None or budget.is_site:
+        return None
+    parent = _monthly_plan(budget.parent or site, site)
+    return None if parent is None else parent * budget.plan_share // 100
+
+
+def _count(period: Period, first: date, last: date) -> int:
+    if period is Period.DAY:
+        return (last - first).days + 1
+    return (last.year - first.year) * 12 + last.month - first.month + 1
+
+
+def _windows(period: Period, first: date, last: date, zone: ZoneInfo) -> list[Window]:
+    if period is Period.DAY:
+        return periods.days(first, last + timedelta(days=1), zone)
+    windows = []
+    month = first.replace(day=1)
+    while month <= last:
+        windows.append(periods.month(periods.midnight(month, zone), zone))
+        month = periods.next_month(month)
+    return windows

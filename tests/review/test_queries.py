@@ -1,0 +1,468 @@
+from __future__ import annotations
+
+import random
+import uuid
+from collections import Counter, defaultdict
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from pytest_django import DjangoAssertNumQueries
+from pytest_django.fixtures import Settings
+
+from ai_budget import periods
+from ai_budget.models import CallLog, FeatureBudget
+from ai_budget.review.queries import (
+    FeatureSpend,
+    Report,
+    Span,
+    Total,
+    average,
+    balances_today_and_month,
+    cost_report,
+    percent,
+)
+from tests.factories import (
+    HAIKU,
+    OPUS,
+    SONNET,
+    CallLogFactory,
+    FeatureBudgetFactory,
+    LimitOverrideFactory,
+    SpendWindowFactory,
+    UserFactory,
+)
+from tests.review.conftest import NOW
+
+pytestmark = pytest.mark.django_db
+
+DOLLAR = 1_000_000_000
+Status = CallLog.Status
+
+
+def feature(report: Report, name: str) -> FeatureSpend:
+    (found,) = (row for row in report.features if row.feature == name)
+    return found
+
+
+# What counts ------------------------------------------------------------------------------------
+
+
+def test_an_empty_span_has_no_rows_and_divides_by_nothing(october: Span) -> None:
+    report = cost_report(october)
+
+    assert report.is_empty
+    assert report.total == Total(budget_nanousd=100 * DOLLAR)
+    assert report.total.hit_rate is None
+    assert report.total.cost_per_active_user_nanousd is None
+    assert (report.features, report.users, report.models, report.downgrades) == ((), (), (), ())
+
+
+def test_the_range_is_half_open_and_follows_the_reservation(october: Span) -> None:
+    for at in (october.since, october.until, october.since - timedelta(microseconds=1)):
+        CallLogFactory.create(reserved_at=at, settled_at=NOW, cost_nanousd=5)
+
+    assert cost_report(october).total.spend_nanousd == 5
+
+
+def test_a_span_must_begin_before_it_ends() -> None:
+    with pytest.raises(ValueError, match="begins"):
+        Span(since=NOW, until=NOW)
+
+
+def test_each_status_counts_as_what_it_is(october: Span) -> None:
+    CallLogFactory.create(cost_nanousd=100)
+    CallLogFactory.create(status=Status.ESTIMATED, cost_nanousd=20)
+    CallLogFactory.create(status=Status.RESERVED, reserved_nanousd=7)
+    CallLogFactory.create(status=Status.RELEASED)
+    CallLogFactory.create(status=Status.CACHED)
+
+    total = cost_report(october).total
+
+    assert (total.spend_nanousd, total.held_nanousd) == (120, 7)
+    assert (total.calls, total.attempts, total.cached) == (4, 4, 1)
+    assert total.hit_rate == Decimal("25.0")
+
+
+def test_who_only_had_released_attempts_is_not_listed(october: Span) -> None:
+    CallLogFactory.create(status=Status.RELEASED, user=UserFactory.create(), subject="tenant-1")
+
+    report = cost_report(october)
+
+    assert report.total.attempts == 1
+    assert (report.features, report.users, report.subjects, report.models) == ((), (), (), ())
+
+
+def test_the_repeats_of_a_call_are_attempts_and_no_calls(october: Span) -> None:
+    call_id = uuid.uuid4()
+    CallLogFactory.create(call_id=call_id, status=Status.ESTIMATED, cost_nanousd=30)
+    CallLogFactory.create(call_id=call_id, attempt=1, counted=0, cost_nanousd=10)
+
+    report = cost_report(october)
+
+    assert (report.total.calls, report.total.attempts) == (1, 2)
+    assert report.models[0].average_cost_nanousd == 40
+
+
+# The figures are the sums -----------------------------------------------------------------------
+
+
+def random_rows(seed: int) -> list[CallLog]:
+    """A month of calls around October, in every status, some without a user."""
+    dice = random.Random(seed)
+    features = [FeatureBudgetFactory.create(name=name) for name in ("chat", "search", "digest")]
+    users = [*UserFactory.create_batch(4), None]
+    rows = []
+    for _ in range(300):
+        status = dice.choice(list(Status))
+        free = status in {Status.RELEASED, Status.CACHED}
+        cost = 0 if free else dice.choice([0, 1, dice.randrange(10**12)])
+        asked = dice.choice([SONNET, OPUS])
+        rows.append(
+            CallLogFactory.build(
+                feature=dice.choice(features),
+                user=dice.choice(users),
+                subject=dice.choice(["", "tenant-1", "tenant-2"]),
+                status=status,
+                counted=dice.choice([0, 1]),
+                requested_model=asked,
+                model=dice.choice([asked, HAIKU]),
+                output_tokens=dice.randrange(2000),
+                reserved_nanousd=dice.randrange(10**12),
+                cost_nanousd=None if status == Status.RESERVED else cost,
+                reserved_at=datetime(2026, 9, 25, tzinfo=UTC)
+                + timedelta(seconds=dice.randrange(45 * 86400)),
+            )
+        )
+    CallLog.objects.bulk_create(rows)
+    return rows
+
+
+def plain_sums(rows: list[CallLog], *, by: str) -> dict[Any, tuple[int, int]]:
+    """Spend and calls of each group, counted one row after the other."""
+    spend: Counter[Any] = Counter()
+    calls: Counter[Any] = Counter()
+    for row in rows:
+        key = getattr(row, by)
+        if row.status in {Status.SETTLED, Status.ESTIMATED}:
+            spend[key] += row.cost_nanousd or 0
+            calls[key] += row.counted
+        if row.status == Status.RESERVED:
+            calls[key] += row.counted
+        if row.status == Status.CACHED:
+            calls[key] += 1
+    return {
+        key: (spend[key], calls[key])
+        for key in {getattr(row, by) for row in rows if row.status != Status.RELEASED}
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_section_equals_a_plain_sum_over_the_rows(october: Span, seed: int) -> None:
+    rows = [it for it in random_rows(seed) if october.since <= it.reserved_at < october.until]
+
+    report = cost_report(october, top=1000)
+
+    everything = plain_sums(rows, by="provider")["anthropic"]
+    assert (report.total.spend_nanousd, report.total.calls) == everything
+    assert report.total.attempts == sum(row.status != Status.CACHED for row in rows)
+    held = [row.reserved_nanousd for row in rows if row.status == Status.RESERVED]
+    assert report.total.held_nanousd == sum(held)
+    assert report.total.held_nanousd == sum(it.held_nanousd for it in report.features)
+
+    by_user = plain_sums(rows, by="user_id")
+    by_user.pop(None, None)
+    assert {it.user_id: (it.spend_nanousd, it.calls) for it in report.users} == by_user
+    assert report.total.active_users == len(by_user)
+    assert report.total.spend_by_users_nanousd == sum(spend for spend, _ in by_user.values())
+
+    by_subject = plain_sums(rows, by="subject")
+    by_subject.pop("", None)
+    assert {it.subject: (it.spend_nanousd, it.calls) for it in report.subjects} == by_subject
+
+    features = {it.feature: (it.spend_nanousd, it.calls) for it in report.features}
+    assert features == plain_sums(rows, by="feature_id")
+    models = {it.model: (it.spend_nanousd, it.calls) for it in report.models}
+    assert models == plain_sums(rows, by="model")
+
+    downgraded: dict[str, list[CallLog]] = defaultdict(list)
+    for row in rows:
+        if row.model != row.requested_model:
+            downgraded[f"{row.feature_id} {row.requested_model} {row.model}"].append(row)
+    assert {
+        f"{it.feature} {it.requested_model} {it.model}": (it.spend_nanousd, it.calls)
+        for it in report.downgrades
+    } == {key: plain_sums(group, by="provider")["anthropic"] for key, group in downgraded.items()}
+
+
+def test_the_dearest_come_first_and_no_more_than_asked_for(october: Span) -> None:
+    for cost in (10, 30, 20):
+        CallLogFactory.create(user=UserFactory.create(), cost_nanousd=cost)
+
+    report = cost_report(october, top=2)
+
+    assert [user.spend_nanousd for user in report.users] == [30, 20]
+    assert report.total.active_users == 3
+
+
+# Users ------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_user_is_named_by_the_key_that_is_left(october: Span) -> None:
+    user, kept = UserFactory.create(), UserFactory.create(username="anna")
+    key = user.pk
+    CallLogFactory.create(user=user, cost_nanousd=2)
+    CallLogFactory.create(user=kept, cost_nanousd=1)
+    user.delete()
+
+    gone, anna = cost_report(october).users
+
+    assert (gone.label, gone.deleted, gone.user_id) == (f"user {key} (deleted)", True, key)
+    assert (anna.label, anna.deleted) == ("anna", False)
+
+
+def test_cost_per_active_user_leaves_out_what_nobody_spent(october: Span) -> None:
+    CallLogFactory.create(user=UserFactory.create(), cost_nanousd=300)
+    CallLogFactory.create(user=UserFactory.create(), status=Status.CACHED)
+    CallLogFactory.create(user=UserFactory.create(), status=Status.RELEASED)
+    CallLogFactory.create(user=None, subject="visitor", cost_nanousd=1000)
+
+    assert cost_report(october).total.cost_per_active_user_nanousd == 150
+
+
+# Budgets ----------------------------------------------------------------------------------------
+
+
+def test_the_site_is_measured_against_the_settings_until_it_has_a_limit_of_its_own(
+    october: Span, settings: Settings
+) -> None:
+    settings.AI_BUDGET = {"MONTHLY_LIMIT_USD": "50"}
+    assert cost_report(october).total.budget_nanousd == 50 * DOLLAR
+
+    FeatureBudgetFactory.create(name="*", monthly_limit_usd=80)
+    assert cost_report(october).total.budget_nanousd == 80 * DOLLAR
+
+
+def test_a_month_is_measured_against_the_monthly_limit(october: Span) -> None:
+    FeatureBudgetFactory.create(name="chat", monthly_limit_usd=10, daily_limit_usd=1)
+    CallLogFactory.create(cost_nanousd=2 * DOLLAR)
+
+    chat = feature(cost_report(october), "chat")
+
+    assert (chat.budget_nanousd, chat.budget_used) == (10 * DOLLAR, Decimal("20.0"))
+
+
+def test_without_a_monthly_limit_the_daily_limits_of_the_days_count(october: Span) -> None:
+    FeatureBudgetFactory.create(name="chat", daily_limit_usd=1)
+    CallLogFactory.create(cost_nanousd=DOLLAR)
+
+    assert feature(cost_report(october), "chat").budget_nanousd == 31 * DOLLAR
+
+
+def test_a_limit_of_zero_and_no_limit_have_no_percentage(october: Span) -> None:
+    FeatureBudgetFactory.create(name="chat", monthly_limit_usd=0)
+    CallLogFactory.create()
+    CallLogFactory.create(feature__name="search")
+
+    report = cost_report(october)
+
+    chat, search = feature(report, "chat"), feature(report, "search")
+    assert (chat.budget_nanousd, chat.budget_used) == (0, None)
+    assert (search.budget_nanousd, search.budget_used) == (None, None)
+
+
+def test_several_months_add_up(october: Span) -> None:
+    FeatureBudgetFactory.create(name="chat", monthly_limit_usd=10)
+    CallLogFactory.create()
+    span = Span(since=october.since, until=october.until + timedelta(days=1))
+
+    assert feature(cost_report(span), "chat").budget_nanousd == 20 * DOLLAR
+
+
+def test_an_override_raises_the_budget_of_the_windows_it_was_in_force_in(october: Span) -> None:
+    chat = FeatureBudgetFactory.create(name="chat", daily_limit_usd=1)
+    LimitOverrideFactory.create(
+        budget=chat, period="day", amount_usd=5, until=NOW + timedelta(days=1)
+    )
+    lower = LimitOverrideFactory.create(budget=chat, period="day", amount_usd="0.5")
+    # It was made at the moment the tests stand at, whatever the clock on the wall says.
+    chat.overrides.update(created_at=NOW)
+    CallLogFactory.create()
+
+    assert feature(cost_report(october), "chat").budget_nanousd == (29 * 1 + 2 * 5) * DOLLAR
+    assert lower.amount_usd == "0.5"
+
+
+def test_a_plan_is_an_amount_or_a_share_of_the_plan_above(october: Span) -> None:
+    FeatureBudgetFactory.create(name="*", monthly_plan_usd=1000)
+    category = FeatureBudgetFactory.create(name="product", plan_share=50)
+    FeatureBudgetFactory.create(name="chat", parent=category, plan_share=10)
+    CallLogFactory.create(cost_nanousd=5 * DOLLAR)
+
+    report = cost_report(october)
+
+    assert report.total.plan_nanousd == 1000 * DOLLAR
+    chat = feature(report, "chat")
+    assert (chat.plan_nanousd, chat.plan_used) == (50 * DOLLAR, Decimal("10.0"))
+
+
+# Features and categories ------------------------------------------------------------------------
+
+
+def test_one_feature_is_measured_against_its_own_budget(october: Span) -> None:
+    FeatureBudgetFactory.create(name="chat", monthly_limit_usd=10)
+    CallLogFactory.create(cost_nanousd=1)
+    CallLogFactory.create(feature__name="search", cost_nanousd=2)
+
+    report = cost_report(Span(since=october.since, until=october.until, feature="chat"))
+
+    assert report.total.spend_nanousd == 1
+    assert report.total.budget_nanousd == 10 * DOLLAR
+    assert [row.feature for row in report.features] == ["chat"]
+
+
+def test_a_category_has_the_calls_and_refusals_of_its_features(october: Span) -> None:
+    category = FeatureBudgetFactory.create(name="product")
+    FeatureBudgetFactory.create(name="chat", parent=category)
+    CallLogFactory.create(category="product", cost_nanousd=1)
+    CallLogFactory.create(feature__name="search", cost_nanousd=2)
+    for name in ("chat", "search"):
+        SpendWindowFactory.create(scope=f"feature:{name}", refused=1)
+
+    report = cost_report(Span(since=october.since, until=october.until, feature="product"))
+
+    assert (report.total.spend_nanousd, report.total.refused) == (1, 1)
+
+
+# Refusals and downgrades ------------------------------------------------------------------------
+
+
+def test_refusals_are_summed_over_the_days_of_a_feature(october: Span) -> None:
+    for first_day in (date(2026, 10, 1), date(2026, 10, 31), date(2026, 11, 1)):
+        SpendWindowFactory.create(scope="feature:chat", first_day=first_day, refused=2)
+    SpendWindowFactory.create(scope="feature:chat", period="month", refused=50)
+    SpendWindowFactory.create(scope="user:1", refused=60)
+    SpendWindowFactory.create(scope="*", refused=70)
+
+    report = cost_report(october)
+
+    assert [(row.feature, row.refused) for row in report.refusals] == [("chat", 4)]
+    assert report.total.refused == 4
+    assert feature(report, "chat").refused == 4
+    assert not report.is_empty
+
+
+def test_a_downgrade_says_from_what_to_what(october: Span) -> None:
+    CallLogFactory.create(requested_model=SONNET, model=HAIKU, cost_nanousd=3)
+    CallLogFactory.create(requested_model=SONNET, model=HAIKU, status=Status.RELEASED)
+    CallLogFactory.create(requested_model=SONNET)
+
+    (downgrade,) = cost_report(october).downgrades
+
+    assert (downgrade.feature, downgrade.calls, downgrade.spend_nanousd) == ("chat", 1, 3)
+    assert (downgrade.requested_model, downgrade.model) == (SONNET, HAIKU)
+
+
+# Cost of the report -----------------------------------------------------------------------------
+
+
+def test_the_number_of_queries_does_not_grow_with_the_rows(
+    october: Span, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    def create(number: int) -> None:
+        for index in range(number):
+            CallLogFactory.create(user=UserFactory.create(), feature__name=f"feature-{index}")
+
+    create(2)
+    # Refusals, budgets and their overrides, and one for each of the other seven.
+    with django_assert_num_queries(10):
+        cost_report(october)
+    create(20)
+    with django_assert_num_queries(10):
+        cost_report(october)
+
+
+# The present ------------------------------------------------------------------------------------
+
+
+def test_balances_are_those_of_the_windows_that_contain_the_present(
+    django_assert_num_queries: DjangoAssertNumQueries,
+) -> None:
+    chat = FeatureBudgetFactory.create(name="chat", daily_limit_usd=2)
+    category = FeatureBudgetFactory.create(name="product", monthly_limit_usd=10)
+    site = FeatureBudgetFactory.create(name="*")
+    today, yesterday = date(2026, 10, 15), date(2026, 10, 14)
+    SpendWindowFactory.create(
+        scope="feature:chat", first_day=today, spent_nanousd=DOLLAR, held_nanousd=DOLLAR // 2
+    )
+    SpendWindowFactory.create(scope="feature:chat", first_day=yesterday, spent_nanousd=9)
+    month = {"period": "month", "first_day": date(2026, 10, 1)}
+    SpendWindowFactory.create(scope="category:product", spent_nanousd=DOLLAR, **month)
+    SpendWindowFactory.create(scope="*", spent_nanousd=3 * DOLLAR, **month)
+
+    # Balances and overrides, however many budgets.
+    with django_assert_num_queries(2):
+        uses = balances_today_and_month([chat, category, site])
+
+    today_of_chat = uses["chat"].today
+    assert (today_of_chat.spent_nanousd, today_of_chat.held_nanousd) == (DOLLAR, DOLLAR // 2)
+    assert (today_of_chat.limit_nanousd, today_of_chat.used) == (2 * DOLLAR, Decimal("75.0"))
+    assert uses["chat"].month.limit_nanousd is None
+    assert uses["product"].month.used == Decimal("10.0")
+    # The settings' own limits: $10 a day and $100 a month.
+    assert uses["*"].today.limit_nanousd == 10 * DOLLAR
+    assert uses["*"].month.used == Decimal("3.0")
+
+
+def test_a_name_that_is_category_and_feature_shows_the_fuller_balance() -> None:
+    both = FeatureBudgetFactory.create(name="product")
+    for scope, spent in (("category:product", 7), ("feature:product", 9)):
+        SpendWindowFactory.create(scope=scope, spent_nanousd=spent)
+
+    assert balances_today_and_month([both])["product"].today.spent_nanousd == 9
+
+
+def test_the_highest_override_in_force_raises_the_limit() -> None:
+    chat = FeatureBudgetFactory.create(name="chat", monthly_limit_usd=10)
+    for amount in (15, 20, 5):
+        LimitOverrideFactory.create(budget=chat, amount_usd=amount)
+    LimitOverrideFactory.create(budget=chat, amount_usd=90, until=NOW)
+    LimitOverrideFactory.create(budget=chat, amount_usd=80, period="day")
+
+    use = balances_today_and_month([chat])["chat"]
+
+    assert (use.month.limit_nanousd, use.month.raised) == (20 * DOLLAR, True)
+    assert (use.today.limit_nanousd, use.today.raised) == (None, False)
+
+
+def test_today_is_the_day_of_the_configured_zone(settings: Settings) -> None:
+    settings.AI_BUDGET = {"TIME_ZONE": "Pacific/Auckland"}
+    chat = FeatureBudgetFactory.create(name="chat")
+    SpendWindowFactory.create(scope="feature:chat", first_day=date(2026, 10, 16), spent_nanousd=4)
+
+    assert balances_today_and_month([chat])["chat"].today.spent_nanousd == 4
+
+
+def test_the_clock_is_read_once() -> None:
+    readings = iter([NOW])
+    with periods.override_clock(lambda: next(readings)):
+        balances_today_and_month([FeatureBudget(name="chat", pk=1)])
+
+
+# Arithmetic -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "expected"),
+    [(1, 3, "33.3"), (1, 0, None), (1, None, None), (0, 5, "0.0"), (1, 2000, "0.1")],
+)
+def test_percent(part: int, whole: int | None, expected: str | None) -> None:
+    assert percent(part, whole) == (None if expected is None else Decimal(expected))
+
+
+@pytest.mark.parametrize(
+    ("amount", "among", "expected"), [(10, 4, 3), (9, 4, 2), (1, 0, None), (0, 3, 0)]
+)
+def test_average(amount: int, among: int, expected: int | None) -> None:
+    assert average(amount, among) == expected

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ai_budget import money
+from ai_budget.review.queries import (
+    Downgrade,
+    FeatureSpend,
+    ModelSpend,
+    Refusals,
+    Report,
+    SubjectSpend,
+    Total,
+    UserSpend,
+)
+from ai_budget.review.render import RENDERERS, to_csv, to_data, to_json, to_table
+
+SPEND = 12_345_678_901
+
+EMPTY = Report(
+    since=datetime(2026, 10, 1, tzinfo=UTC),
+    until=datetime(2026, 11, 1, tzinfo=UTC),
+    time_zone="UTC",
+    feature="*",
+    total=Total(),
+    features=(),
+    users=(),
+    subjects=(),
+    models=(),
+    refusals=(),
+    downgrades=(),
+)
+
+FULL = replace(
+    EMPTY,
+    total=Total(
+        spend_nanousd=SPEND,
+        held_nanousd=5,
+        calls=1234,
+        attempts=1300,
+        cached=34,
+        refused=7,
+        active_users=40,
+        spend_by_users_nanousd=SPEND,
+        budget_nanousd=20_000_000_000,
+        plan_nanousd=15_000_000_000,
+    ),
+    features=(
+        FeatureSpend(
+            feature="chat",
+            total_nanousd=SPEND,
+            spend_nanousd=SPEND,
+            calls=1234,
+            cached=34,
+            refused=7,
+            budget_nanousd=20_000_000_000,
+            plan_nanousd=15_000_000_000,
+        ),
+        FeatureSpend(feature="search", total_nanousd=SPEND),
+    ),
+    users=(
+        UserSpend(user_id=1, label="anna", deleted=False, calls=3, spend_nanousd=SPEND),
+        UserSpend(user_id=42, label="user 42 (deleted)", deleted=True, calls=1, spend_nanousd=1),
+    ),
+    subjects=(SubjectSpend(subject="tenant-1", calls=2, spend_nanousd=9),),
+    models=(
+        ModelSpend(
+            model="claude-haiku-5-5",
+            total_nanousd=SPEND,
+            calls=1234,
+            paid_calls=1200,
+            output_tokens=480_000,
+            spend_nanousd=SPEND,
+        ),
+        ModelSpend(
+            model="claude-opus-5-5",
+            total_nanousd=SPEND,
+            calls=1,
+            paid_calls=0,
+            output_tokens=0,
+            spend_nanousd=0,
+        ),
+    ),
+    refusals=(Refusals(feature="chat", refused=7),),
+    downgrades=(
+        Downgrade(
+            feature="chat",
+            requested_model="claude-opus-5-5",
+            model="claude-haiku-5-5",
+            calls=2,
+            spend_nanousd=9,
+        ),
+    ),
+)
+
+
+def named(label: str) -> Report:
+    """A report in which a user, a subject and a feature have this name."""
+    (user, *_), (subject,) = FULL.users, FULL.subjects
+    return replace(
+        FULL,
+        users=(replace(user, label=label),),
+        subjects=(replace(subject, subject=label),),
+        features=(replace(FULL.features[0], feature=label),),
+    )
+
+
+def cells(report: Report) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(to_csv(report))))
+
+
+# Tables -----------------------------------------------------------------------------------------
+
+
+def test_the_table_shows_every_section() -> None:
+    assert to_table(FULL) == (
+        """\
+AI spend in 2026-10 (UTC)
+=========================
+
+Spend         $12.35
+Budget        $20.00, 61.7 % used
+Plan          $15.00, 82.3 % used
+In flight     <$0.01 held
+Calls         1,234, of which 34 from the cache
+Attempts      1,300
+Refused       7
+Active users  40, $0.3086 each
+
+By feature
+  Feature   Spend    Share  Calls  Cached  Budget used  Plan used  Refused
+  chat     $12.35  100.0 %  1,234   2.8 %       61.7 %     82.3 %        7
+  search    $0.00    0.0 %      0       -            -          -        0
+
+Most expensive users
+  User               Calls   Spend
+  anna                   3  $12.35
+  user 42 (deleted)      1  <$0.01
+
+Most expensive subjects
+  Subject   Calls   Spend
+  tenant-1      2  <$0.01
+
+By model
+  Model             Calls  Avg output  Avg cost   Spend    Share
+  claude-haiku-5-5  1,234         400   $0.0103  $12.35  100.0 %
+  claude-opus-5-5       1           -         -   $0.00    0.0 %
+
+Refusals
+  Feature  Refused
+  chat           7
+
+Downgrades
+  Feature  Asked for        Answered by       Calls   Spend
+  chat     claude-opus-5-5  claude-haiku-5-5      2  <$0.01
+"""
+    )
+
+
+def test_an_empty_span_says_so() -> None:
+    assert to_table(EMPTY) == "There were no calls in 2026-10 (UTC).\n"
+    day = replace(EMPTY, until=datetime(2026, 10, 2, tzinfo=UTC), feature="chat")
+    assert to_table(day) == "There were no calls on 2026-10-01 (UTC), chat only.\n"
+    days = replace(EMPTY, until=datetime(2026, 10, 15, tzinfo=UTC))
+    assert to_table(days) == "There were no calls from 2026-10-01 to 2026-10-14 (UTC).\n"
+
+
+def test_refusals_alone_are_no_empty_span() -> None:
+    refused = replace(EMPTY, total=Total(refused=1), refusals=(Refusals(feature="x", refused=1),))
+
+    assert "Refusals" in to_table(refused)
+
+
+def test_no_limit_is_said_and_a_limit_of_zero_has_no_percentage() -> None:
+    assert "Budget        no limit" in to_table(replace(FULL, total=Total(calls=1, attempts=1)))
+    none = replace(FULL, total=Total(attempts=1, budget_nanousd=0))
+    assert "Budget        $0.00\n" in to_table(none)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "界" * 100])
+def test_long_names_are_cut_so_that_lines_fit(name: str) -> None:
+    downgrade = replace(FULL.downgrades[0], feature=name, requested_model=name, model=name)
+    lines = to_table(replace(named(name), downgrades=(downgrade,))).splitlines()
+
+    assert max(map(len, lines)) <= 100
+    assert any("..." in line for line in lines)
+
+
+def test_wide_characters_keep_the_columns_aligned() -> None:
+    lines = to_table(replace(FULL, users=named("日本語").users)).splitlines()
+
+    (row,) = (line for line in lines if "日本語" in line)
+    (heading,) = (line for line in lines if line.strip().startswith("User "))
+    # Each of the three characters takes two columns of a terminal.
+    assert len(row) + 3 == len(heading)
+
+
+def test_names_cannot_speak_to_the_terminal() -> None:
+    table = to_table(named("\x1b[31mred\r\n"))
+
+    assert "\x1b" not in table
+    assert "?[31mred??" in table
+
+
+# JSON -------------------------------------------------------------------------------------------
+
+
+def test_json_carries_exact_dollars_as_strings() -> None:
+    data = json.loads(to_json(FULL))
+
+    assert money.parse_usd(data["total"]["spend_usd"]) == SPEND
+    assert Decimal(data["features"][0]["spend_usd"]) == Decimal("12.345678901")
+    assert data["features"][1]["hit_rate_percent"] is None
+    assert data["users"][1] == {
+        "user": "user 42 (deleted)",
+        "user_id": "42",
+        "deleted": True,
+        "calls": 1,
+        "spend_usd": "0.000000001",
+    }
+
+
+@given(st.integers(min_value=0, max_value=money.MAX_NANOUSD))
+def test_any_amount_survives_json(nanousd: int) -> None:
+    data = json.loads(to_json(replace(EMPTY, total=Total(spend_nanousd=nanousd))))
+
+    assert money.parse_usd(data["total"]["spend_usd"]) == nanousd
+
+
+def test_json_keeps_its_keys_in_an_empty_span() -> None:
+    data = json.loads(to_json(EMPTY))
+
+    assert data.keys() == json.loads(to_json(FULL)).keys()
+    assert data["total"].keys() == to_data(FULL)["total"].keys()
+    assert data["total"]["spend_usd"] == "0.000000000"
+    assert data["features"] == data["users"] == data["models"] == data["downgrades"] == []
+
+
+def test_no_number_in_json_is_a_float() -> None:
+    def refuse(text: str) -> Any:
+        raise AssertionError(f"{text} is a float")
+
+    json.loads(to_json(FULL), parse_float=refuse)
+
+
+# CSV --------------------------------------------------------------------------------------------
+
+
+def test_csv_is_in_long_form() -> None:
+    rows = cells(FULL)
+
+    assert rows[0] == ["section", "name", "metric", "value"]
+    assert ["total", "", "spend_usd", "12.345678901"] in rows
+    assert ["features", "chat", "calls", "1234"] in rows
+    assert ["users", "user 42 (deleted)", "deleted", "true"] in rows
+    assert ["downgrades", "chat > claude-opus-5-5 > claude-haiku-5-5", "calls", "2"] in rows
+    assert {len(row) for row in rows} == {4}
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff20"])
+def test_no_name_becomes_a_formula(start: str) -> None:
+    names = {row[1] for row in cells(named(f"{start}cmd|' /C calc'!A0"))}
+
+    assert "'{}cmd|' /C calc'!A0".format("\n" if start == "\r" else start) in names
+    assert not any(name.startswith(start) for name in names)
+
+
+def test_names_with_separators_stay_one_cell() -> None:
+    assert 'a,"b"' in {row[1] for row in cells(named('a,"b"'))}
+
+
+def test_csv_of_an_empty_span_has_the_totals() -> None:
+    rows = cells(EMPTY)
+
+    assert ["total", "", "calls", "0"] in rows
+    assert {row[0] for row in rows[1:]} == {"report", "total"}
+
+
+@pytest.mark.parametrize("renderer", RENDERERS.values(), ids=RENDERERS.keys())
+def test_every_format_ends_its_last_line(renderer: Any) -> None:
+    assert renderer(FULL).endswith("\n")

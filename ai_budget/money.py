@@ -8,11 +8,13 @@ ever a ``float``: 0.1 + 0.2 must not decide whether a limit holds.
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation, localcontext
+from functools import lru_cache
 
 NANO_PER_USD = 1_000_000_000
 MAX_NANOUSD = 2**63 - 1  # a BIGINT: a little over 9.2 billion dollars
 
 
+@lru_cache(maxsize=1_024, typed=True)
 def parse_usd(value: Decimal | int | str) -> int:
     """Return dollars as nano-dollars, exactly.
 

@@ -15,9 +15,6 @@ FREE = "free"
 UNPRICED = "unpriced"
 
 ENDPOINTS = {
-    # A message, or a stream of one: bounded, reserved and settled.
-    # Free: counting, storing, and the administration of an organization.
-    # Unpriced: what makes models work out of this process's sight.
     "/v1/agents": FREE,
     "/v1/agents/{id}": FREE,
     "/v1/agents/{id}/archive": FREE,
@@ -130,7 +127,11 @@ ENDPOINTS = {
     "/v1/vaults/{id}/credentials/{id}/archive": FREE,
     "/v1/vaults/{id}/credentials/{id}/mcp_oauth_validate": FREE,
 }
-"""Every path that the SDK posts to, with {id} for its variable parts, and what it costs."""
+"""Every path that the SDK posts to, with {id} for its variable parts, and what it costs.
+
+Priced: a message, or a stream of one. Free: counting, storing, and the administration of an
+organization. Unpriced: what makes models work out of this process's sight.
+"""
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
@@ -158,7 +159,8 @@ def normalize(url: str) -> str:
 
 
 _PATTERNS = [
-    (re.compile(re.escape(path).replace(r"\{id\}", "[^/]+")), cost)
+    # Nothing in an id that a server could read as a path, a parameter or an escape.
+    (re.compile(re.escape(path).replace(r"\{id\}", r"[\w.:@~-]+"), re.ASCII), cost)
     for path, cost in ENDPOINTS.items()
     if "{id}" in path
 ]

@@ -28,6 +28,7 @@ from typing import Any, TypeGuard
 
 from ai_budget.exceptions import UnboundedCall
 from ai_budget.pricing.rates import BATCH, ModelRates, TokenRates, resolve
+from ai_budget.pricing.usage import SPEEDS
 from ai_budget.values import Bound
 
 PARAMETERS = {
@@ -42,7 +43,7 @@ PARAMETERS = {
     "fallbacks": "priced: every model that may answer",
     "inference_geo": "priced",
     "speed": "priced",
-    "thread": "priced: a continued thread is the context window",
+    "thread": "priced: a continued thread is the context window; refused with server tools",
     "container": "priced: the context window",
     "mcp_servers": "refused: a server decides what it sends",
     "output_config": "counted in bytes and an overhead",
@@ -95,6 +96,8 @@ BLOCKS = {
     "mcp_tool_listing": "window",
     "tool_addition": "window",
     "tool_removal": "bytes",
+    "tool_reference": "window",
+    "browser_state": "window",
 }
 """Every kind of content block that somebody has classified. Others are the window."""
 
@@ -140,7 +143,7 @@ OUTPUT_FORMAT_TOKENS = 1_024
 class _Prompt:
     """What a walk through a body finds."""
 
-    extra_tokens: int = 0
+    text_tokens: int = 0
     media_bytes: int = 0
     images: int = 0
     whole_window: bool = False
@@ -152,6 +155,13 @@ class _Prompt:
         if reason not in self.reasons:
             self.reasons.append(reason)
 
+    def tokens(self, rates: ModelRates, written: int = 0) -> int:
+        """Return the most that a model reads, ``written`` before it being part of that."""
+        if self.whole_window:
+            return rates.context_window
+        tokens = self.text_tokens + self.images * rates.image_tokens + written
+        return min(tokens, rates.context_window)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Loop:
@@ -161,6 +171,15 @@ class _Loop:
     searches: int = 0
     advisors: tuple[tuple[ModelRates, int, int], ...] = ()  # rates, uses, output tokens a use
     unbounded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Fallback:
+    """A model that may answer in another's place, and the output it may make."""
+
+    model: str
+    max_tokens: int
+    speed: str
 
 
 def bound(
@@ -178,51 +197,51 @@ def bound(
     ``body`` is the request's JSON with ``max_tokens`` set; ``declared_geo`` is the workspace's
     default geography where it is known. Raises ``UnboundedCall``, which says what to set,
     unless ``allow_unbounded``: then what has a bound is counted, and the loop's usual turns.
+    Raises ``UnpricedModel`` where a model, or the speed of the first, has no price.
     """
     max_tokens = _max_tokens(body)
     loop = _loop(body, rates, region=region, at=at)
     unbounded = [*_unbounded_parameters(body), *loop.unbounded]
     fallbacks = _fallbacks(body, unbounded)
+    speed = str(body.get("speed") or "")
+    speeds = {speed, *(entry.speed for entry in fallbacks)}
+    if not speeds <= SPEEDS:
+        unbounded.append("The speed is not classified: leave it out, or set standard or fast.")
     if unbounded and not allow_unbounded:
         raise UnboundedCall(" ".join(unbounded))
-    prompt = _read_prompt(body)
-    if loop.turns > 1:
-        # Nothing says that a loop does not keep its own turns in the prompt cache.
-        prompt.marks.add("5m")
-    if prompt.whole_window or loop.turns > 1:
-        prompt_tokens = rates.context_window
-    else:
-        prompt_tokens = min(_prompt_tokens(body, prompt, rates), rates.context_window)
-    speed = str(body.get("speed") or "")
+    rates.bands(speed)  # raises UnpricedModel; a helper without this speed runs at its own
+    prompt = _read_prompt(body, turns=loop.turns)
     geo = _geo(body, rates, declared_geo)
-    total = _attempt(rates, prompt_tokens, max_tokens, loop.turns, prompt.marks, speed) * geo
+    prompt_tokens = prompt.tokens(rates)
+    total = _attempt(rates, prompt_tokens, max_tokens, loop.turns, prompt.marks, speeds) * geo
     input_tokens, output_tokens = prompt_tokens * loop.turns, max_tokens * loop.turns
-    for model, cap, entry_speed in fallbacks:
-        other = resolve(model, at=at, provider=rates.provider, region=region)
+    for entry in fallbacks:
+        other = resolve(entry.model, at=at, provider=rates.provider, region=region)
         # A fallback reads the prompt again, and what was written before it.
-        reread = min(prompt_tokens + output_tokens, other.context_window)
-        if loop.turns > 1 or prompt.whole_window:
-            reread = other.context_window
-        total += _attempt(other, reread, cap, loop.turns, prompt.marks, entry_speed) * _geo(
+        reread = prompt.tokens(other, written=output_tokens)
+        total += _attempt(other, reread, entry.max_tokens, loop.turns, prompt.marks, speeds) * _geo(
             body, other, declared_geo
         )
         input_tokens += reread * loop.turns
-        output_tokens += cap * loop.turns
+        output_tokens += entry.max_tokens * loop.turns
+    # Nothing says that a fallback goes on counting the uses of tools where the others stopped.
+    runs = 1 + len(fallbacks)
     for advisor, uses, cap in loop.advisors:
-        marks = {"5m", "1h"}
-        total += _attempt(advisor, advisor.context_window, cap, uses, marks, speed) * _geo(
+        uses *= runs
+        total += _attempt(advisor, advisor.context_window, cap, uses, {"5m", "1h"}, speeds) * _geo(
             body, advisor, declared_geo
         )
         input_tokens += advisor.context_window * uses
         output_tokens += cap * uses
+    searches = loop.searches * runs
     if batch:
         total *= Fraction(*BATCH)
-    total += Fraction(loop.searches * rates.web_searches, 1_000)
+    total += Fraction(searches * rates.web_searches, 1_000)
     return Bound(
         nanousd=-(-total.numerator // total.denominator),
         input_tokens=input_tokens,
         output_tokens=output_tokens,
-        web_searches=loop.searches,
+        web_searches=searches,
         hidden=bool(
             loop.turns > 1 or fallbacks or loop.advisors or unbounded or "compaction" in body
         ),
@@ -231,11 +250,14 @@ def bound(
 
 
 def _attempt(
-    rates: ModelRates, prompt: int, output: int, turns: int, marks: set[str], speed: str
+    rates: ModelRates, prompt: int, output: int, turns: int, marks: set[str], speeds: set[str]
 ) -> Fraction:
-    """Return nano-dollars for so many turns of one model, each at its worst."""
-    bands = rates.fast if speed == "fast" and rates.fast else rates.bands(speed)
-    reachable = [band.rates for band in bands if band.above < prompt or band.above == 0]
+    """Return nano-dollars for so many turns of one model, each at its worst.
+
+    One speed is told for a whole answer, and fast is no promise: either may be what is billed.
+    """
+    bands = (*rates.standard, *rates.fast) if "fast" in speeds else rates.standard
+    reachable = [band.rates for band in bands if band.above < prompt * turns or band.above == 0]
     worst_input = max(_worst_input(per, marks) for per in reachable)
     worst_output = max(per.output for per in reachable)
     return Fraction((prompt * worst_input + output * worst_output) * turns, 1_000_000)
@@ -280,22 +302,22 @@ def _unbounded_parameters(body: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _fallbacks(body: Mapping[str, Any], unbounded: list[str]) -> list[tuple[str, int, str]]:
+def _fallbacks(body: Mapping[str, Any], unbounded: list[str]) -> list[_Fallback]:
     entries = body.get("fallbacks")
     if not entries:
         return []
-    if isinstance(entries, str) or not all(
+    if not isinstance(entries, (list, tuple)) or not all(
         isinstance(entry, Mapping) and entry.get("model") for entry in entries
     ):
         unbounded.append("Name the fallback models: a default chain has no bound.")
         return []
     speed = str(body.get("speed") or "")
     return [
-        (
-            str(entry["model"]),
-            _max_tokens({"max_tokens": entry.get("max_tokens") or body.get("max_tokens")}),
+        _Fallback(
+            model=str(entry["model"]),
+            max_tokens=_max_tokens(entry if entry.get("max_tokens") else body),
             # Left out, the request's speed may apply.
-            str(entry.get("speed") or speed),
+            speed=str(entry.get("speed") or speed),
         )
         for entry in entries
     ]
@@ -306,7 +328,7 @@ def _loop(body: Mapping[str, Any], rates: ModelRates, *, region: str, at: dateti
     advisors: list[tuple[ModelRates, int, int]] = []
     unbounded: list[str] = []
     looping = False
-    for tool in _mappings(body.get("tools")):
+    for tool in _tools(body):
         kind = str(tool.get("type") or "custom")
         prefix = next((prefix for prefix in SERVER_TOOLS if kind.startswith(prefix)), None)
         if prefix is None:
@@ -334,6 +356,11 @@ def _loop(body: Mapping[str, Any], rates: ModelRates, *, region: str, at: dateti
             advisors.append((advisor, max_uses, cap))
     if body.get("mcp_servers"):
         looping = True
+    if looping and body.get("thread"):
+        unbounded.append(
+            "Leave out thread where there are server tools: its later turns would use them, and "
+            "do not show them."
+        )
     turns = max(uses + 1, LOOP_TURNS) if looping else 1
     if _compacts(body):
         turns *= 2
@@ -352,22 +379,25 @@ def _is_count(value: Any) -> TypeGuard[int]:
 def _compacts(body: Mapping[str, Any]) -> bool:
     management = body.get("context_management")
     edits = management.get("edits") if isinstance(management, Mapping) else None
+    # Edits that clear things need no model; one that nobody knows may.
     return bool(body.get("compaction")) or any(
-        str(edit.get("type")).startswith("compact") for edit in _mappings(edits)
+        not str(edit.get("type")).startswith("clear_") for edit in _mappings(edits)
     )
+
+
+def _tools(body: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    """Yield every tool of a request, also those that are defined on the way in its messages."""
+    yield from _mappings(body.get("tools"))
+    for message in _mappings(body.get("messages")):
+        for block in _mappings(message.get("content")):
+            for change in (block, *_mappings(block.get("tool_changes"))):
+                tool = change.get("tool")
+                definition = tool.get("definition") if isinstance(tool, Mapping) else None
+                if isinstance(definition, Mapping):
+                    yield definition
 
 
 # The prompt
-
-
-def _prompt_tokens(body: Mapping[str, Any], prompt: _Prompt, rates: ModelRates) -> int:
-    return (
-        _json_bytes(body)
-        - prompt.media_bytes
-        + BASE_TOKENS
-        + prompt.extra_tokens
-        + prompt.images * rates.image_tokens
-    )
 
 
 def _json_bytes(body: Mapping[str, Any]) -> int:
@@ -397,9 +427,9 @@ def _plain(value: Any) -> Any:
     raise TypeError
 
 
-def _read_prompt(body: Mapping[str, Any]) -> _Prompt:
-    prompt = _Prompt()
-    _mark(body, prompt)
+def _read_prompt(body: Mapping[str, Any], *, turns: int) -> _Prompt:
+    prompt = _Prompt(text_tokens=BASE_TOKENS)
+    _mark(body.get("cache_control"), prompt)
     for message in _mappings(body.get("messages")):
         _read_content(message.get("content"), prompt)
     _read_content(body.get("system"), prompt)
@@ -408,27 +438,33 @@ def _read_prompt(body: Mapping[str, Any]) -> _Prompt:
     if thread:
         # Nothing says that a thread is not kept in the prompt cache.
         prompt.marks.update(("5m", "1h"))
-    if isinstance(thread, Mapping) and thread.get("type") != "create":
-        prompt.fill_window("a continued thread")
+        if not isinstance(thread, Mapping) or thread.get("type") != "create":
+            prompt.fill_window("a continued thread")
     if body.get("container"):
         prompt.fill_window("a container")
-    output = body.get("output_config")
-    if body.get("output_format") or (isinstance(output, Mapping) and output.get("format")):
-        prompt.extra_tokens += OUTPUT_FORMAT_TOKENS
+    if any(_has_format(part) for part in (body, *_mappings(body.get("fallbacks")))):
+        prompt.text_tokens += OUTPUT_FORMAT_TOKENS
+    if turns > 1:
+        # Nothing says that a loop does not keep its own turns in the prompt cache.
+        prompt.marks.add("5m")
+        prompt.whole_window = True
+    if not prompt.whole_window:
+        prompt.text_tokens += _json_bytes(body) - prompt.media_bytes
     return prompt
 
 
+def _has_format(part: Mapping[str, Any]) -> bool:
+    output = part.get("output_config")
+    return bool(part.get("output_format") or (isinstance(output, Mapping) and output.get("format")))
+
+
 def _read_tools(body: Mapping[str, Any], prompt: _Prompt) -> None:
-    client_tools = False
-    for tool in _mappings(body.get("tools")):
-        _mark(tool, prompt)
-        kind = str(tool.get("type") or "custom")
-        client_tools = True
-        prompt.extra_tokens += CLIENT_TOOL_TOKENS + _client_tool_tokens(kind)
-        if isinstance(tool.get("caching"), Mapping):
-            prompt.marks.add(str(tool["caching"].get("ttl") or "5m"))
-    if client_tools:
-        prompt.extra_tokens += CLIENT_TOOLS_TOKENS
+    tools = list(_tools(body))
+    for tool in tools:
+        _mark(tool.get("cache_control"), prompt)
+        prompt.text_tokens += CLIENT_TOOL_TOKENS + _client_tool_tokens(str(tool.get("type")))
+    if tools:
+        prompt.text_tokens += CLIENT_TOOLS_TOKENS
 
 
 def _client_tool_tokens(kind: str) -> int:
@@ -445,7 +481,7 @@ def _read_content(content: Any, prompt: _Prompt) -> None:
 
 
 def _read_block(block: Mapping[str, Any], prompt: _Prompt) -> None:
-    _mark(block, prompt)
+    _mark(block.get("cache_control"), prompt)
     kind = str(block.get("type"))
     rule = BLOCKS.get(kind, "window")
     if rule == "window":
@@ -478,8 +514,7 @@ def _data_bytes(source: Any) -> int:
     return 0
 
 
-def _mark(block: Mapping[str, Any], prompt: _Prompt) -> None:
-    mark = block.get("cache_control")
+def _mark(mark: Any, prompt: _Prompt) -> None:
     if mark:
         ttl = mark.get("ttl") if isinstance(mark, Mapping) else None
         # An unknown lifetime may be the dearest.

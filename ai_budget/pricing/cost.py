@@ -9,10 +9,11 @@ from ai_budget import money
 from ai_budget.exceptions import UnclassifiedUsage
 from ai_budget.pricing.rates import BATCH, ModelRates, resolve
 from ai_budget.pricing.usage import ITERATION_TYPES, read_usage
-from ai_budget.values import Usage
+from ai_budget.values import Iteration, Usage
 
 _TOKENS = 1_000_000  # rates are per million tokens
 _SEARCHES = 1_000  # and per thousand searches
+_IN_TOP_LEVEL = frozenset({"message", "fallback_message"})
 
 
 def price(
@@ -45,13 +46,19 @@ def cost(
     """Return the cost in nano-dollars of usage at resolved rates. See ``price``."""
     halved = batch or usage.service_tier == "batch"
     if not usage.iterations:
-        parts = [(rates, usage, usage.speed)]
+        parts = [(rates, usage)]
     else:
-        parts = [_part(rates, usage, entry, at, region) for entry in usage.iterations]
+        parts = [_part(rates, entry, at, region) for entry in usage.iterations]
+        if not any(entry.type in _IN_TOP_LEVEL for entry in usage.iterations):
+            # Only helpers are itemised, and their tokens are not in the counts at the top.
+            parts.append((rates, usage))
+    # One speed is told for all; where some model is fast, those without that mode ran at their own.
+    some_are_fast = any(part_rates.fast for part_rates, _ in parts)
     scale = BATCH if halved else (1, 1)
     # One common denominator for all parts, so that rounding happens once.
     numerator, denominator = 0, _TOKENS * scale[1]
-    for part_rates, part, speed in parts:
+    for part_rates, part in parts:
+        speed = "" if some_are_fast and not part_rates.fast else usage.speed
         over, under = part_rates.us_geo if usage.inference_geo == "us" else (1, 1)
         amount = _tokens(part_rates, part, speed) * scale[0] * over
         numerator, denominator = _add(numerator, denominator, amount, _TOKENS * scale[1] * under)
@@ -61,15 +68,14 @@ def cost(
 
 
 def _part(
-    rates: ModelRates, usage: Usage, entry: Any, at: datetime | None, region: str
-) -> tuple[ModelRates, Usage, str]:
+    rates: ModelRates, entry: Iteration, at: datetime | None, region: str
+) -> tuple[ModelRates, Usage]:
     if entry.type not in ITERATION_TYPES:
         raise UnclassifiedUsage(f"The usage has an iteration of the unknown type {entry.type!r}.")
-    if not entry.model or entry.model == rates.model:
-        return rates, entry.usage, usage.speed
-    other = resolve(entry.model, at=at, provider=rates.provider, region=region)
-    # The speed is the request's; a helper model without a fast mode ran at its standard one.
-    return other, entry.usage, usage.speed if other.fast else ""
+    if not entry.model or rates.model.endswith(entry.model):
+        # Platforms put a region before the name, which decides the price.
+        return rates, entry.usage
+    return resolve(entry.model, at=at, provider=rates.provider, region=region), entry.usage
 
 
 def _tokens(rates: ModelRates, usage: Usage, speed: str) -> int:

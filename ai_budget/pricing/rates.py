@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
@@ -127,7 +127,7 @@ class ModelRates:
         """These prices as one line, to freeze on the call they were used for."""
         bands = [
             f"{speed}>{band.above}="
-            + "/".join(str(getattr(band.rates, field.name)) for field in fields(TokenRates))
+            + "/".join(str(getattr(band.rates, one.name)) for one in fields(TokenRates))
             for speed, group in (("standard", self.standard), ("fast", self.fast))
             for band in group
         ]
@@ -142,67 +142,72 @@ def resolve(
 
     Raises ``UnpricedModel``; where ``UNPRICED_MODEL`` is "allow" returns the dearest known.
     """
-    at = at or periods.now()
-    own = _own_rates()
-    for start, end, rates in _resolved.get((model, provider, region), ()):
+    if at is None:
+        at = periods.now()
+    elif at.tzinfo is None:
+        raise ValueError("A price is that of a moment: at must be an aware datetime.")
+    prices = _prices()
+    for start, end, rates in prices.resolved.get((model, provider, region), ()):
         if start <= at < end:
             return rates
-    return _resolve(model, provider, region, at, own)
+    return _resolve(model, provider, region, at, prices)
 
 
 def forget() -> None:
     """Drop what is remembered: a rate was changed in this process."""
-    global _own, _own_loaded_at
-    _own, _own_loaded_at = (), float("-inf")
-    _resolved.clear()
+    global _known, _known_at
+    _known, _known_at = _Prices(), float("-inf")
 
 
-_resolved: dict[tuple[str, str, str], tuple[tuple[datetime, datetime, ModelRates], ...]] = {}
-_own: tuple[ModelRate, ...] = ()
-_own_loaded_at = float("-inf")
-_snapshot: object = None
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prices:
+    """Where prices come from, and what was resolved from just these.
+
+    A thread that is still resolving while prices change writes into the old ones.
+    """
+
+    rows: tuple[ModelRate, ...] = ()
+    snapshot: object = None
+    resolved: dict[tuple[str, str, str], tuple[tuple[datetime, datetime, ModelRates], ...]] = field(
+        default_factory=dict
+    )
 
 
-def _own_rates() -> tuple[ModelRate, ...]:
-    """Return the rows of ModelRate, read again every few seconds for changes elsewhere."""
-    global _own, _own_loaded_at
+_known = _Prices()
+_known_at = float("-inf")
+
+
+def _prices() -> _Prices:
+    """Return the sources of prices, looked at again every few seconds for changes elsewhere."""
+    global _known, _known_at
     now = periods.monotonic()
-    if now - _own_loaded_at < _RELOAD_SECONDS:
-        return _own
-    try:
-        rows = tuple(ModelRate.objects.using(conf.LEDGER_DATABASE).order_by("valid_from"))
-    except (OperationalError, ProgrammingError):
-        # Prices can be asked for before the tables are there; a guarded call needs the
-        # ledger's tables too, so none is ever booked on this path.
-        log.warning("The table of model rates cannot be read; the library's prices stand alone.")
-        return ()
-    if [_version(row) for row in rows] != [_version(row) for row in _own]:
-        _resolved.clear()
-    _own, _own_loaded_at = rows, now
-    return rows
-
-
-def _version(row: ModelRate) -> tuple[Any, ...]:
-    return tuple(getattr(row, field.attname) for field in row._meta.concrete_fields)
-
-
-def _resolve(
-    model: str, provider: str, region: str, at: datetime, own: Sequence[ModelRate]
-) -> ModelRates:
-    global _snapshot
+    if now - _known_at < _RELOAD_SECONDS:
+        return _known
     from genai_prices import data_snapshot
 
     snapshot = data_snapshot.get_snapshot()
-    if snapshot is not _snapshot:
-        _snapshot = snapshot
-        _resolved.clear()
-    rows = [row for row in own if _row_is_for(row, model, provider, region)]
-    start, end = _span(at, rows)
-    in_force = [
-        row
-        for row in rows
-        if row.valid_from <= at and (row.valid_until is None or at < row.valid_until)
+    try:
+        rows = tuple(ModelRate.objects.using(conf.LEDGER_DATABASE).order_by("valid_from"))
+    except (OperationalError, ProgrammingError):
+        # Prices can be asked for before the tables are there.
+        log.warning("The table of model rates cannot be read; the prices known so far stand.")
+        return _known
+    if _known.snapshot is not snapshot or _versions(_known.rows) != _versions(rows):
+        _known = _Prices(rows=rows, snapshot=snapshot)
+    _known_at = now
+    return _known
+
+
+def _versions(rows: Sequence[ModelRate]) -> list[tuple[Any, ...]]:
+    return [
+        tuple(getattr(row, column.attname) for column in row._meta.concrete_fields) for row in rows
     ]
+
+
+def _resolve(model: str, provider: str, region: str, at: datetime, prices: _Prices) -> ModelRates:
+    rows = [row for row in prices.rows if _row_is_for(row, model, provider, region)]
+    start, end = _span(at, rows)
+    in_force = [row for row in rows if _is_in_force(row, at)]
     rates = _with_own(_from_library(model, provider, at), model, provider, in_force)
     if rates is None:
         if conf.UNPRICED_MODEL != "allow":
@@ -211,11 +216,11 @@ def _resolve(
                 "update genai-prices, or add a model rate in admin."
             )
         # Not remembered: the setting may change at any call.
-        return _dearest(model, provider, at)
-    if len(_resolved) >= _KEPT:
-        _resolved.clear()
-    key = (model, provider, region)
-    _resolved[key] = (*_resolved.get(key, ()), (start, end, rates))[-8:]
+        return _dearest(model, provider, at, [row for row in prices.rows if _is_in_force(row, at)])
+    resolved, key = prices.resolved, (model, provider, region)
+    if len(resolved) >= _KEPT:
+        resolved.clear()
+    resolved[key] = (*resolved.get(key, ()), (start, end, rates))[-8:]
     return rates
 
 
@@ -240,6 +245,10 @@ def _row_is_for(row: ModelRate, model: str, provider: str, region: str) -> bool:
         return False
     rest = model[len(row.model) :]
     return not rest or re.fullmatch(r"[-@]\d{8}.*", rest) is not None
+
+
+def _is_in_force(row: ModelRate, at: datetime) -> bool:
+    return row.valid_from <= at and (row.valid_until is None or at < row.valid_until)
 
 
 # The library
@@ -270,9 +279,9 @@ def _from_library(model: str, provider: str, at: datetime) -> ModelRates | None:
         fast=_fast(info, at),
         web_searches=_web_searches(info.get_prices(at)),
         # Elsewhere the region is part of the model's name or of the rate.
-        us_geo=US_GEO if provider == "anthropic" and not _BEFORE_4_6.search(name) else (1, 1),
+        us_geo=US_GEO if provider == "anthropic" and not _BEFORE_4_6.search(info.id) else (1, 1),
         context_window=window,
-        image_tokens=IMAGE_TOKENS_BEFORE_4_7 if _BEFORE_4_7.search(name) else IMAGE_TOKENS,
+        image_tokens=IMAGE_TOKENS_BEFORE_4_7 if _BEFORE_4_7.search(info.id) else IMAGE_TOKENS,
     )
 
 
@@ -336,37 +345,27 @@ def _library_version() -> str:
     return genai_prices.__version__
 
 
-def _dearest(model: str, provider: str, at: datetime) -> ModelRates:
-    """Return, field by field, the dearest that any model of Anthropic costs."""
-    known = list(_all_known(at))
-    highest = TokenRates(
-        **{
-            field.name: max(
-                getattr(band.rates, field.name) for rates in known for band in rates.standard
-            )
-            for field in fields(TokenRates)
-        }
-    )
-    fast = TokenRates(
-        **{
-            field.name: max(
-                getattr(band.rates, field.name)
-                for rates in known
-                for band in (*rates.standard, *rates.fast)
-            )
-            for field in fields(TokenRates)
-        }
-    )
+def _dearest(model: str, provider: str, at: datetime, own: Sequence[ModelRate]) -> ModelRates:
+    """Return, field by field, the dearest that any model of Claude costs."""
+    known = list(_all_known(at, own))
+    standard = [band.rates for rates in known for band in rates.standard]
+    fast = [band.rates for rates in known for band in rates.fast]
     return ModelRates(
         model=model,
         provider=provider,
         source="dearest known",
-        standard=(Band(above=0, rates=highest),),
-        fast=(Band(above=0, rates=fast),),
+        standard=(Band(above=0, rates=_highest(standard)),),
+        fast=(Band(above=0, rates=_highest(standard + fast)),),
+        web_searches=max(rates.web_searches for rates in known),
     )
 
 
-def _all_known(at: datetime) -> Iterator[ModelRates]:
+def _highest(rates: Sequence[TokenRates]) -> TokenRates:
+    names = [one.name for one in fields(TokenRates)]
+    return TokenRates(**{name: max(getattr(one, name) for one in rates) for name in names})
+
+
+def _all_known(at: datetime, own: Sequence[ModelRate]) -> Iterator[ModelRates]:
     from genai_prices import data_snapshot
 
     for provider in data_snapshot.get_snapshot().providers:
@@ -375,6 +374,10 @@ def _all_known(at: datetime) -> Iterator[ModelRates]:
                 rates = _from_library(info.id, "anthropic", at)
                 if rates is not None:
                     yield rates
+    for row in own:
+        rates = _with_own(None, row.model, row.provider, [row])
+        if rates is not None:
+            yield rates
 
 
 # The project's own rates
@@ -386,7 +389,7 @@ def _with_own(
     """Lay the rows over the library's rates, the more particular and the later ones last."""
     if not rows:
         return library
-    rows = sorted(rows, key=lambda row: (row.region != "", row.valid_from))
+    rows = sorted(rows, key=lambda row: (row.region != "", len(row.model), row.valid_from))
     standard = _lay(library.standard if library else (), rows, ModelRate.Speed.STANDARD)
     if not standard:
         return None

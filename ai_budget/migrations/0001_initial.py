@@ -646,7 +646,7 @@ class Migration(migrations.Migration):
                 (
                     "key",
                     ai_budget.models.windows.WindowKeyField(
-                        editable=False, max_length=220, primary_key=True, serialize=False
+                        editable=False, max_length=32, primary_key=True, serialize=False
                     ),
                 ),
                 ("scope", models.CharField(max_length=200, verbose_name="scope")),

@@ -12,6 +12,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
+from ai_budget import money
 from ai_budget.models.fields import UsdField
 from ai_budget.values import SITE
 
@@ -242,7 +243,7 @@ class LimitOverride(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.get_period_display()}: ${self.amount_usd}"
+        return f"{self.get_period_display()}: {money.format_usd(money.parse_usd(self.amount_usd))}"
 
 
 class QuotaKeyField(_CharField):

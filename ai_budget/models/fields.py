@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django import forms
 from django.core.exceptions import ValidationError
 from django.db import models
+from django.db.models import lookups
 from django.utils.translation import gettext_lazy as _
 
 from ai_budget import money
@@ -27,13 +28,13 @@ class UsdField(_Base):
     }
 
     def from_db_value(self, value: int | None, *args: Any) -> Decimal | None:
-        return None if value is None else money.to_usd(value)
+        return None if value is None else _as_typed(value)
 
     def to_python(self, value: Any) -> Decimal | None:
         if value is None or value == "":
             return None
         try:
-            return money.to_usd(money.parse_usd(value))
+            return _as_typed(money.parse_usd(value))
         except (TypeError, ValueError):
             raise ValidationError(
                 self.error_messages["invalid_usd"], code="invalid_usd", params={"value": value}
@@ -64,3 +65,15 @@ class UsdField(_Base):
         }
         # BigIntegerField would add the bounds of an integer; its own base does not.
         return models.Field.formfield(self, **(options | kwargs))
+
+
+def _as_typed(nanousd: int) -> Decimal:
+    """Return dollars with the cents that a person would write, and no more zeros than needed."""
+    amount = money.to_usd(nanousd)
+    cents = amount.quantize(Decimal("0.01"))
+    return cents if cents == amount else amount.normalize()
+
+
+# An integer field's own round a float up to whole numbers; dollars refuse one.
+UsdField.register_lookup(lookups.GreaterThanOrEqual)
+UsdField.register_lookup(lookups.LessThan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 from decimal import Decimal
+from hashlib import blake2b
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from django.db import models
@@ -39,7 +40,7 @@ class SpendWindow(models.Model):
         DAY = "day", _("Day")
         MONTH = "month", _("Month")
 
-    key = WindowKeyField(max_length=220, primary_key=True, editable=False)
+    key = WindowKeyField(max_length=32, primary_key=True, editable=False)
     scope = models.CharField(_("scope"), max_length=200)
     period = models.CharField(_("period"), max_length=5, choices=Period)
     first_day = models.DateField(_("first day"))
@@ -68,8 +69,9 @@ class SpendWindow(models.Model):
 
     @staticmethod
     def key_for(scope: str, period: str, first_day: date) -> str:
-        """Return the primary key of a balance."""
-        return f"{scope}|{period}|{first_day.isoformat()}"
+        """Return the primary key of a balance: a digest, so that no collation merges two."""
+        name = f"{scope}|{period}|{first_day.isoformat()}"
+        return blake2b(name.encode(), digest_size=16).hexdigest()
 
     @property
     def spent_usd(self) -> Decimal:

@@ -1,0 +1,80 @@
+"""A balance has one row, found by what it is for."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+
+import pytest
+from django.db import IntegrityError, transaction
+
+from ai_budget.models import SpendWindow
+from tests.factories import SpendWindowFactory
+
+pytestmark = pytest.mark.django_db
+
+FIRST = date(2026, 5, 1)
+
+
+@pytest.mark.parametrize("field", ["spent_nanousd", "held_nanousd", "calls", "refused"])
+def test_no_balance_is_negative(field: str) -> None:
+    with pytest.raises(IntegrityError, match="ai_budget_window_not_negative"), transaction.atomic():
+        SpendWindowFactory(**{field: -1})
+
+
+@pytest.mark.parametrize("field", ["spent_nanousd", "held_nanousd", "calls"])
+def test_no_balance_becomes_negative(field: str) -> None:
+    SpendWindowFactory()
+
+    with pytest.raises(IntegrityError, match="ai_budget_window_not_negative"), transaction.atomic():
+        SpendWindow.objects.update(**{field: -1})
+
+
+def test_a_balance_has_one_row() -> None:
+    SpendWindowFactory(first_day=FIRST)
+
+    with pytest.raises(IntegrityError), transaction.atomic():
+        SpendWindowFactory(first_day=FIRST)
+
+
+def test_a_balance_that_is_there_already_is_left_alone() -> None:
+    SpendWindowFactory(first_day=FIRST, spent_nanousd=5)
+
+    SpendWindow.objects.bulk_create(
+        [SpendWindow(scope="feature:chat", period="day", first_day=FIRST)], ignore_conflicts=True
+    )
+
+    assert SpendWindow.objects.get().spent_nanousd == 5
+
+
+def test_the_first_day_and_the_first_month_are_two_balances() -> None:
+    SpendWindowFactory(first_day=FIRST, period="day")
+    SpendWindowFactory(first_day=FIRST, period="month")
+
+    assert SpendWindow.objects.count() == 2
+
+
+def test_a_row_is_found_by_what_it_is_for() -> None:
+    window: SpendWindow = SpendWindowFactory(scope="user:7", period="month", first_day=FIRST)
+
+    assert window.pk == SpendWindow.key_for("user:7", "month", FIRST)
+    assert SpendWindow.objects.get(pk=window.pk).scope == "user:7"
+
+
+def test_the_longest_scope_fits() -> None:
+    scope = f"subject:{'s' * 100},feature:{'f' * 64}"
+
+    window: SpendWindow = SpendWindowFactory(scope=scope, period="month", first_day=FIRST)
+
+    window.refresh_from_db()
+    assert window.scope == scope
+
+
+def test_amounts_in_dollars_stand_beside_those_in_nano_dollars() -> None:
+    window = SpendWindow(spent_nanousd=1_500_000_001, held_nanousd=1)
+
+    assert (window.spent_usd, window.held_usd) == (Decimal("1.500000001"), Decimal("0.000000001"))
+
+
+def test_a_balance_is_called_by_what_it_is_for() -> None:
+    assert str(SpendWindow(scope="*", period="day", first_day=FIRST)) == "* day 2026-05-01"

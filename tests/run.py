@@ -29,7 +29,7 @@ from xml.etree import ElementTree
 from tests.settings import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL_TESTS = "tests/models"
+USER_MODEL_TESTS = ["tests/models", "tests/admin", "tests/review", "tests/commands"]
 RUN_TIMEOUT_SECONDS = 900
 NO_TESTS_COLLECTED = 5
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -168,8 +168,6 @@ def plan(arguments: Sequence[str]) -> Plan:
     variant = "the model tests with a custom user model"
     if any((ROOT / argument.split("::")[0]).exists() for argument in arguments):
         unused[variant] = "paths were given"
-    elif not (ROOT / MODEL_TESTS).exists():
-        unused[variant] = f"there is no {MODEL_TESTS}"
     else:
         runs.append(
             Run(
@@ -179,7 +177,7 @@ def plan(arguments: Sequence[str]) -> Plan:
                     "AI_BUDGET_TEST_USER_MODEL": "custom",
                     "AI_BUDGET_TEST_AUTO_FIELD": "django.db.models.AutoField",
                 },
-                paths=[MODEL_TESTS],
+                paths=USER_MODEL_TESTS,
             )
         )
     return Plan(runs=runs, exercised=exercised, unreachable=unreachable, unused=unused)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import functools
 import random
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F
 
 from ai_budget import periods
 from ai_budget.conf import conf
@@ -82,23 +83,34 @@ class DatabaseLedger(Ledger):
         clock = self._clocks.get(alias)
         if clock is None:
             clock = self._clocks[alias] = _StoreClock(alias)
-        return _guarded(connections[alias], clock.now)
+        return _retry(connections[alias], clock.now)
 
     def ensure_durable(self) -> None:
-        ensure_outside_transaction(connections[self.alias])
+        _ensure_durable(connections[self.alias])
 
     def reserve(self, limits: Sequence[Limit], amounts: Amounts, attempt: Attempt) -> Reservation:
         connection = connections[self.alias]
-        ensure_outside_transaction(connection)
+        _ensure_durable(connection)
         # Fixed order, so that no two attempts wait for each other's rows.
         keys = sorted({limit.key for limit in limits}, key=_primary_key)
+        tried = False
+
+        def step() -> Reservation:
+            nonlocal tried
+            again, tried = tried, True
+            # A connection that was lost may have committed before.
+            row = _journaled(connection.alias, attempt) if again else None
+            if row is None:
+                return self._reserve(connection, keys, limits, amounts, attempt)
+            return Reservation(id=row, attempt=attempt, amounts=amounts, balances=tuple(keys))
+
         try:
-            return _retry(
-                connection, lambda: self._reserve(connection, keys, limits, amounts, attempt)
-            )
+            return _retry(connection, step)
         except LimitReached as refused:
             counted = {limit.key for limit in limits if limit.scope == refused.scope}
-            self.count_refusal(_refused_keys(counted, limits))
+            # One that cannot be counted is a refusal all the same.
+            with suppress(LedgerUnavailable):
+                self.count_refusal(_refused_keys(counted, limits))
             raise
 
     def _reserve(
@@ -112,11 +124,11 @@ class DatabaseLedger(Ledger):
         statements = _statements(connection)
         try:
             with _transaction(connection) as cursor:
-                balances = statements.lock(cursor, keys)
+                balances = statements.take(cursor, keys, amounts)
                 if len(balances) < len(keys):
                     raise _WindowsMissing
+                # A breach undoes what was taken, with the transaction.
                 shadowed = self._check(limits, amounts, attempt, balances)
-                statements.take(cursor, keys, amounts)
                 row = statements.journal(cursor, attempt, amounts, shadowed)
         except _WindowsMissing:
             create_windows(connection.alias, keys)
@@ -139,7 +151,7 @@ class DatabaseLedger(Ledger):
 
     def settle(self, reservation: Reservation, settlement: Settlement) -> None:
         connection = connections[self.alias]
-        ensure_outside_transaction(connection)
+        _ensure_durable(connection)
         _retry(connection, lambda: self._settle(connection, reservation, settlement))
 
     def _settle(
@@ -148,46 +160,51 @@ class DatabaseLedger(Ledger):
         statements = _statements(connection)
         keys = sorted(reservation.balances, key=_primary_key)
         now = self.now()
+        calls = 0 if settlement.keep_call else reservation.amounts.calls
         with _transaction(connection) as cursor:
             if statements.close(cursor, reservation.id, settlement, now, Status.RESERVED):
                 spent, held = settlement.cost_nanousd, reservation.amounts.nanousd
-                calls = 0 if settlement.keep_call else reservation.amounts.calls
                 statements.give(cursor, keys, spent=spent, held=held, calls=calls)
                 return
-            # Somebody was first: the tick, at the bound. A true cost corrects an estimate.
-            if settlement.status is not Status.SETTLED:
+            # Somebody was first: the tick, at the bound. What is known corrects an estimate.
+            if settlement.status is Status.ESTIMATED:
                 return
             estimated = statements.lock_estimate(cursor, reservation.id)
             if estimated is None:
                 return
             statements.close(cursor, reservation.id, settlement, now, Status.ESTIMATED)
             correction = settlement.cost_nanousd - estimated
-            statements.give(cursor, keys, spent=correction, held=0, calls=0)
+            statements.give(cursor, keys, spent=correction, held=0, calls=calls)
 
     def balances(self, keys: Iterable[BalanceKey]) -> Mapping[BalanceKey, Balances]:
         connection = connections[self.alias]
         wanted = sorted(set(keys), key=_primary_key)
-        return _guarded(
-            connection, lambda: _statements(connection).read(connection, wanted) if wanted else {}
-        )
+        if not wanted:
+            return {}
+        return _retry(connection, lambda: _statements(connection).read(connection, wanted))
 
     def count_refusal(self, keys: Iterable[BalanceKey]) -> None:
-        rows = sorted(_primary_key(key) for key in keys)
-        windows = SpendWindow.objects.using(self.alias)
-        if _guarded(
-            connections[self.alias],
-            lambda: windows.filter(pk__in=rows).update(refused=F("refused") + 1),
-        ) < len(rows):
+        connection = connections[self.alias]
+        refused = sorted(set(keys), key=_primary_key)
+        if refused:
+            _retry(connection, lambda: self._count_refusal(connection, refused))
+
+    def _count_refusal(self, connection: BaseDatabaseWrapper, keys: Sequence[BalanceKey]) -> None:
+        try:
+            with _transaction(connection) as cursor:
+                if _statements(connection).count_refusal(cursor, keys) < len(keys):
+                    raise _WindowsMissing
+        except _WindowsMissing:
             # Nothing was counted in these before: a paused feature, a call without a bound.
-            create_windows(self.alias, keys)
-            windows.filter(pk__in=rows).update(refused=F("refused") + 1)
+            create_windows(connection.alias, keys)
+            self._count_refusal(connection, keys)
 
     def settle_overdue(self, *, most: int = 1_000) -> int:
         rows = CallLog.objects.using(self.alias).filter(
             status=CallLog.Status.RESERVED, deadline__lt=self.now()
         )
-        count = 0
-        for row in rows.order_by("deadline")[:most]:
+        overdue = _retry(connections[self.alias], lambda: list(rows.order_by("deadline")[:most]))
+        for row in overdue:
             self.settle(
                 _reservation_of(row),
                 Settlement(
@@ -196,8 +213,15 @@ class DatabaseLedger(Ledger):
                     error="deadline passed",
                 ),
             )
-            count += 1
-        return count
+        return len(overdue)
+
+
+def _ensure_durable(connection: BaseDatabaseWrapper) -> None:
+    try:
+        ensure_outside_transaction(connection)
+    except (DatabaseError, InterfaceError) as error:
+        # It asks the connection, which has to be made first.
+        raise LedgerUnavailable(_unavailable(connection, error)) from None
 
 
 def ensure_outside_transaction(connection: BaseDatabaseWrapper) -> None:
@@ -233,6 +257,7 @@ def create_windows(alias: str, keys: Iterable[BalanceKey]) -> None:
     )
 
 
+@functools.lru_cache(maxsize=4_096)
 def _primary_key(key: BalanceKey) -> str:
     return SpendWindow.key_for(key.scope, key.period, key.first_day)
 
@@ -245,6 +270,17 @@ def _refused_keys(refused: set[BalanceKey], limits: Sequence[Limit]) -> list[Bal
         if limit.key in refused or limit.scope.startswith(("feature:", "user:", "subject:"))
     }
     return [key for key in counted if key.period is Period.DAY and ",feature:" not in key.scope]
+
+
+def _journaled(alias: str, attempt: Attempt) -> int | None:
+    """Return the row of an attempt that was journaled, though nobody heard of it."""
+    rows = CallLog.objects.using(alias).filter(
+        call_id=attempt.call_id,
+        attempt=attempt.number,
+        reserved_at=attempt.reserved_at,
+        status=Status.RESERVED,
+    )
+    return rows.values_list("pk", flat=True).first()
 
 
 def _reservation_of(row: CallLog) -> Reservation:
@@ -274,10 +310,11 @@ def _transaction(connection: BaseDatabaseWrapper) -> Iterator[Any]:
 def _retry(connection: BaseDatabaseWrapper, step: Callable[[], Result]) -> Result:
     """Run a step again after deadlocks and lock timeouts, a bounded number of times."""
     for tries in range(1, TRIES + 1):
+        used = connection.connection
         try:
             return step()
         except (OperationalError, InterfaceError) as error:
-            if tries == TRIES or not _passes(connection, error):
+            if tries == TRIES or not _passes(connection, error, used):
                 raise LedgerUnavailable(_unavailable(connection, error)) from None
             # Apart from each other, or the same calls would meet again.
             time.sleep(random.uniform(0, 0.01 * 2**tries))
@@ -286,23 +323,18 @@ def _retry(connection: BaseDatabaseWrapper, step: Callable[[], Result]) -> Resul
     raise AssertionError("unreachable")
 
 
-def _guarded(connection: BaseDatabaseWrapper, read: Callable[[], Result]) -> Result:
-    try:
-        return read()
-    except (OperationalError, InterfaceError, DatabaseError) as error:
-        raise LedgerUnavailable(_unavailable(connection, error)) from None
-
-
-def _passes(connection: BaseDatabaseWrapper, error: Exception) -> bool:
+def _passes(connection: BaseDatabaseWrapper, error: Exception, used: Any) -> bool:
     """Say whether trying again may help: another's lock, or a connection that was lost idle."""
-    cause = error.__cause__
-    code = getattr(cause, "sqlstate", None) or (error.args[0] if error.args else None)
-    if code in _RETRIED or "is locked" in str(error):
+    # Some drivers have both a state and a number of their own.
+    codes = {getattr(error.__cause__, "sqlstate", None), *error.args[:1]}
+    if codes & _RETRIED or "is locked" in str(error):
         return True
     if connection.in_atomic_block:
         return False
-    connection.close_if_unusable_or_obsolete()
-    return connection.connection is None
+    if connection.connection is used and used is not None and not connection.is_usable():
+        connection.close()
+    # Django may have made another by now, in putting autocommit back.
+    return used is not None and connection.connection is not used
 
 
 def _unavailable(connection: BaseDatabaseWrapper, error: Exception) -> str:
@@ -310,6 +342,9 @@ def _unavailable(connection: BaseDatabaseWrapper, error: Exception) -> str:
         f"The ledger's database {connection.alias!r} did not take the booking "
         f"({type(error).__name__}). Nothing was sent unless it was reserved before."
     )
+
+
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class _StoreClock:
@@ -322,9 +357,9 @@ class _StoreClock:
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
-        self._read_at = float("-inf")
-        self._store_at = datetime.min.replace(tzinfo=UTC)
-        self._worker_at = datetime.min.replace(tzinfo=UTC)
+        # When it was read, by the monotonic clock, the store's and the worker's: one value, for
+        # a thread must not carry on one reading from the moment of another.
+        self._reading = (float("-inf"), _LONG_AGO, _LONG_AGO)
 
     def now(self) -> datetime:
         connection = connections[self._alias]
@@ -332,18 +367,18 @@ class _StoreClock:
         query = self._READ.get(connection.vendor)
         if query is None:
             return worker
-        elapsed = periods.monotonic() - self._read_at
+        read_at, store_at, worker_at = self._reading
+        elapsed = periods.monotonic() - read_at
         # A machine that slept moved its clock but not its monotonic one.
-        slept = abs((worker - self._worker_at).total_seconds() - elapsed) > 1
+        slept = abs((worker - worker_at).total_seconds() - elapsed) > 1
         if elapsed > CLOCK_SECONDS or slept:
             with connection.cursor() as cursor:
                 cursor.execute(query)
                 read = cursor.fetchone()[0]
-            self._store_at = (
-                read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
-            )
-            self._read_at, self._worker_at, elapsed = periods.monotonic(), periods.now(), 0.0
-        return self._store_at + timedelta(seconds=elapsed)
+            store_at = read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+            self._reading = (periods.monotonic(), store_at, periods.now())
+            return store_at
+        return store_at + timedelta(seconds=elapsed)
 
 
 # Statements
@@ -359,9 +394,22 @@ class _Statements:
         self.calls = quote(CallLog._meta.db_table)
         self.key = quote("key")
         self.columns = "spent_nanousd, held_nanousd, calls, refused"
-        self.fields = [field for field in CallLog._meta.concrete_fields if not field.primary_key]
-        names = ", ".join(quote(str(field.column)) for field in self.fields)
-        places = ", ".join(["%s"] * len(self.fields))
+        self.returned = f"{self.key}, {self.columns}"
+        self.updates_return = connection.vendor == "postgresql" or (
+            connection.vendor == "sqlite" and sqlite3.sqlite_version_info >= (3, 35)
+        )
+        fields = [field for field in CallLog._meta.concrete_fields if not field.primary_key]
+        # What an attempt does not say is the same in every row, and prepared once.
+        blank = CallLog(feature_id="", status=Status.RESERVED)
+        self.blank = {
+            field.attname: field.get_db_prep_save(getattr(blank, field.attname), connection)
+            for field in fields
+            if field.attname not in _JOURNALED
+        }
+        self.prepared = {field.attname: field for field in fields if field.attname in _PREPARED}
+        self.order = [field.attname for field in fields]
+        names = ", ".join(quote(str(field.column)) for field in fields)
+        places = ", ".join(["%s"] * len(fields))
         self.returns = connection.features.can_return_columns_from_insert
         returning = f" RETURNING {quote('id')}" if self.returns else ""
         self.insert = f"INSERT INTO {self.calls} ({names}) VALUES ({places}){returning}"
@@ -372,13 +420,30 @@ class _Statements:
         )
         self.update = f"UPDATE {self.calls} SET {assigned} WHERE id = %s AND status = %s"
 
-    def lock(self, cursor: Any, keys: Sequence[BalanceKey]) -> dict[BalanceKey, Balances]:
-        """Lock the rows in the order of their keys and return what they hold."""
-        if self.connection.vendor == "sqlite":
-            # A read first could not become a write later; this takes the one lock there is.
-            cursor.execute(f"UPDATE {self.windows} SET calls = calls WHERE {self.key} = ''")
-        cursor.execute(self._select(len(keys), lock=True), [_primary_key(key) for key in keys])
-        return self._balances(cursor, keys)
+    def take(
+        self, cursor: Any, keys: Sequence[BalanceKey], amounts: Amounts
+    ) -> dict[BalanceKey, Balances]:
+        """Hold the amounts in all rows, locked in the order of their keys.
+
+        Return what the rows held before; rows that do not exist are left out.
+        """
+        rows = [_primary_key(key) for key in keys]
+        given = [amounts.nanousd, amounts.calls, *rows]
+        change = "held_nanousd = held_nanousd + %s, calls = calls + %s"
+        if not self.updates_return:
+            cursor.execute(self._select(len(keys), lock=True), rows)
+            before = self._balances(cursor, keys)
+            cursor.execute(self._update(change, len(keys)), given)
+            return before
+        cursor.execute(f"{self._update(change, len(keys))} RETURNING {self.returned}", given)
+        return {
+            key: replace(
+                after,
+                held_nanousd=after.held_nanousd - amounts.nanousd,
+                calls=after.calls - amounts.calls,
+            )
+            for key, after in self._balances(cursor, keys).items()
+        }
 
     def read(
         self, connection: BaseDatabaseWrapper, keys: Sequence[BalanceKey]
@@ -389,15 +454,27 @@ class _Statements:
             return self._balances(cursor, keys)
 
     def _select(self, count: int, *, lock: bool) -> str:
-        for_update = (
-            " FOR UPDATE" if lock and self.connection.features.has_select_for_update else ""
-        )
-        if for_update and getattr(self.connection, "mysql_is_mariadb", False):
-            for_update += f" WAIT {LOCK_TIMEOUT_SECONDS}"
-        return (
+        statement = (
             f"SELECT {self.key}, {self.columns} FROM {self.windows} "
-            f"WHERE {self.key} IN ({_places(count)}) ORDER BY {self.key}{for_update}"
+            f"WHERE {self.key} IN ({_places(count)}) ORDER BY {self.key}"
         )
+        if lock and self.connection.features.has_select_for_update:
+            statement += " FOR UPDATE"
+            if getattr(self.connection, "mysql_is_mariadb", False):
+                statement += f" WAIT {LOCK_TIMEOUT_SECONDS}"
+        return statement
+
+    def _update(self, change: str, count: int) -> str:
+        """Phrase an update of several rows that locks them in the order of their keys."""
+        among = f"{self.key} IN ({_places(count)})"
+        if self.connection.vendor == "postgresql":
+            return (
+                f"UPDATE {self.windows} AS w SET {change} FROM (SELECT {self.key} AS locked_key "
+                f"FROM {self.windows} WHERE {among} ORDER BY {self.key} FOR UPDATE) AS locked "
+                f"WHERE w.{self.key} = locked.locked_key"
+            )
+        ordered = f" ORDER BY {self.key}" if self.connection.vendor == "mysql" else ""
+        return f"UPDATE {self.windows} SET {change} WHERE {among}{ordered}"
 
     def _balances(self, cursor: Any, keys: Sequence[BalanceKey]) -> dict[BalanceKey, Balances]:
         by_row = {_primary_key(key): key for key in keys}
@@ -408,35 +485,23 @@ class _Statements:
             for row, spent, held, calls, refused in cursor.fetchall()
         }
 
-    def take(self, cursor: Any, keys: Sequence[BalanceKey], amounts: Amounts) -> None:
-        """Hold the amounts in rows that are locked already."""
-        cursor.execute(
-            f"UPDATE {self.windows} SET held_nanousd = held_nanousd + %s, calls = calls + %s "
-            f"WHERE {self.key} IN ({_places(len(keys))})",
-            [amounts.nanousd, amounts.calls, *map(_primary_key, keys)],
-        )
-
     def give(
         self, cursor: Any, keys: Sequence[BalanceKey], *, spent: int, held: int, calls: int
     ) -> None:
         """Book what was spent, give back what was held, locking in the order of the keys."""
-        rows = [_primary_key(key) for key in keys]
         change = (
             "spent_nanousd = spent_nanousd + %s, held_nanousd = held_nanousd - %s, "
             "calls = calls - %s"
         )
-        places = _places(len(rows))
-        if self.connection.vendor == "postgresql":
-            statement = (
-                f"UPDATE {self.windows} AS w SET {change} FROM (SELECT {self.key} "
-                f"FROM {self.windows} WHERE {self.key} IN ({places}) ORDER BY {self.key} "
-                f"FOR UPDATE) AS locked WHERE w.{self.key} = locked.{self.key}"
-            )
-        else:
-            statement = f"UPDATE {self.windows} SET {change} WHERE {self.key} IN ({places})"
-            if self.connection.vendor == "mysql":
-                statement += f" ORDER BY {self.key}"
-        cursor.execute(statement, [spent, held, calls, *rows])
+        cursor.execute(
+            self._update(change, len(keys)), [spent, held, calls, *map(_primary_key, keys)]
+        )
+
+    def count_refusal(self, cursor: Any, keys: Sequence[BalanceKey]) -> int:
+        """Count one refusal in each row; return how many rows there are."""
+        change = "refused = refused + 1"
+        cursor.execute(self._update(change, len(keys)), [*map(_primary_key, keys)])
+        return int(cursor.rowcount)
 
     def journal(self, cursor: Any, attempt: Attempt, amounts: Amounts, shadowed: str) -> int:
         """Write the reservation's row and return its id."""
@@ -444,34 +509,33 @@ class _Statements:
         if shadowed:
             decision = f"{decision}; would refuse: {shadowed}".lstrip("; ")
         charge = attempt.charge
-        row = CallLog(
-            call_id=attempt.call_id,
-            attempt=attempt.number,
-            counted=amounts.calls,
-            feature_id=charge.feature,
-            category=attempt.category,
-            user_id=charge.user_id,
-            subject=charge.subject,
-            kind=attempt.kind,
-            status=Status.RESERVED,
-            requested_model=attempt.requested_model,
-            model=attempt.model,
-            provider=attempt.provider,
-            max_tokens=attempt.max_tokens,
-            speed=attempt.speed,
-            inference_geo=attempt.inference_geo,
-            reserved_nanousd=amounts.nanousd,
-            decision=decision[:200],
-            rates=attempt.rates,
-            reserved_at=attempt.reserved_at,
-            day=attempt.day,
-            deadline=attempt.deadline,
-            tags=dict(charge.tags),
-        )
-        connection = self.connection
-        values = [
-            field.get_db_prep_save(getattr(row, field.attname), connection) for field in self.fields
-        ]
+        row: dict[str, Any] = {
+            **self.blank,
+            "call_id": attempt.call_id,
+            "attempt": attempt.number,
+            "counted": amounts.calls,
+            "feature_id": charge.feature,
+            "category": attempt.category,
+            "user_id": charge.user_id,
+            "subject": charge.subject,
+            "kind": attempt.kind.value,
+            "requested_model": attempt.requested_model,
+            "model": attempt.model,
+            "provider": attempt.provider,
+            "max_tokens": attempt.max_tokens,
+            "speed": attempt.speed,
+            "inference_geo": attempt.inference_geo,
+            "reserved_nanousd": amounts.nanousd,
+            "decision": decision[:200],
+            "rates": attempt.rates,
+            "reserved_at": attempt.reserved_at,
+            "day": attempt.day,
+            "deadline": attempt.deadline,
+            "tags": dict(charge.tags),
+        }
+        for name, field in self.prepared.items():
+            row[name] = field.get_db_prep_save(row[name], self.connection)
+        values = [row[name] for name in self.order]
         cursor.execute(self.insert, values)
         return int(cursor.fetchone()[0] if self.returns else cursor.lastrowid)
 
@@ -536,6 +600,28 @@ _CLOSED = (
 
 
 _REPORTED = ("speed", "inference_geo")
+
+_PREPARED = frozenset({"call_id", "user_id", "reserved_at", "day", "deadline", "tags"})
+"""Columns whose values databases write in different ways."""
+
+_JOURNALED = _PREPARED | {
+    "attempt",
+    "counted",
+    "feature_id",
+    "category",
+    "subject",
+    "kind",
+    "requested_model",
+    "model",
+    "provider",
+    "max_tokens",
+    "speed",
+    "inference_geo",
+    "reserved_nanousd",
+    "decision",
+    "rates",
+}
+"""Columns that an attempt gives."""
 
 
 @functools.lru_cache(maxsize=64)

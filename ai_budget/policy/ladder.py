@@ -38,16 +38,16 @@ def choose_model(
 ) -> Choice:
     """Return the model of the highest rung that is reached and whose model takes the request.
 
+    A request for the model of a rung stands on that rung already: the ones before it are dearer.
     ``takes`` says whether a model accepts the request's parameters and has a price.
     """
+    own = max((rung.at_percent for rung in rungs if rung.model == requested), default=0)
     reached = sorted(
-        (rung for rung in rungs if percent >= rung.at_percent),
+        (rung for rung in rungs if own < rung.at_percent <= percent),
         key=lambda rung: rung.at_percent,
         reverse=True,
     )
     for rung in reached:
-        if rung.model == requested:
-            return Choice(model=requested, percent=percent)
         if takes(rung.model):
             reason = f"rung {rung.at_percent} % at {percent} %"
             return Choice(model=rung.model, percent=percent, reason=reason)

@@ -124,10 +124,12 @@ def caller_scopes(charge: Charge) -> list[tuple[str, bool]]:
         callers.append(f"user:{charge.user_id}")
     if charge.subject:
         callers.append(f"subject:{charge.subject}")
+    # A comma of the caller's own must not pass for the one before a feature.
+    names = [caller.replace(",", ",,") for caller in callers]
     return [
         scope
-        for caller in callers
-        for scope in ((caller, False), (f"{caller},feature:{charge.feature}", True))
+        for name in names
+        for scope in ((name, False), (f"{name},feature:{charge.feature}", True))
     ]
 
 

@@ -7,7 +7,13 @@ from contextvars import Context, copy_context
 from typing import Any, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import (
+    FileResponse,
+    HttpRequest,
+    HttpResponse,
+    JsonResponse,
+    StreamingHttpResponse,
+)
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
 from django.utils.cache import patch_vary_headers
@@ -15,12 +21,14 @@ from django.utils.translation import gettext as _
 
 from ai_budget.exceptions import (
     AIBudgetError,
+    BudgetExceeded,
     FeatureDisabled,
     LedgerUnavailable,
     LimitReached,
     QuotaExceeded,
+    RateLimited,
 )
-from ai_budget.guard.charge import charge
+from ai_budget.guard.charge import charge, current_level, exchange_levels
 
 _LEDGER_RETRY_SECONDS = 30
 
@@ -33,7 +41,6 @@ class BudgetMiddleware:
     A limit that refuses becomes a 429 with ``Retry-After``, a paused feature or an unreachable
     ledger a 503: JSON for an API client, a small page for a browser. The answer to a reader
     never tells what the site or a feature spends; a user's own quota it does.
-    Put it after ``AuthenticationMiddleware``.
     """
 
     sync_capable = True
@@ -48,12 +55,12 @@ class BudgetMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self.is_async:
             return self._call_async(request)
-        with charge(user=getattr(request, "user", None)):
+        with charge(user=_UserOf(request)):
             response = cast(HttpResponseBase, self.get_response(request))
             return _charge_body(response)
 
     async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
-        with charge(user=getattr(request, "user", None)):
+        with charge(user=_UserOf(request)):
             response = await cast("Awaitable[HttpResponseBase]", self.get_response(request))
             return _charge_body(response)
 
@@ -62,6 +69,25 @@ class BudgetMiddleware:
         if isinstance(exception, AIBudgetError):
             return refused(request, exception)
         return None
+
+
+class _UserOf:
+    """The user of a request at the moment of a call: a view may recognise one by itself.
+
+    So do the views of an API that takes tokens, and middleware that comes after this one.
+    """
+
+    def __init__(self, request: HttpRequest) -> None:
+        self._request = request
+
+    @property
+    def is_authenticated(self) -> bool:
+        user = getattr(self._request, "user", None)
+        return user is not None and user.is_authenticated
+
+    @property
+    def pk(self) -> Any:
+        return self._request.user.pk
 
 
 def refused(request: HttpRequest, error: AIBudgetError) -> HttpResponse | None:
@@ -97,7 +123,7 @@ def _page(error: AIBudgetError) -> dict[str, Any]:
 
 
 def _details(error: AIBudgetError) -> dict[str, Any]:
-    details: dict[str, Any] = {"type": _TYPES[type(error).__name__], "message": _message(error)}
+    details: dict[str, Any] = {"type": _type(error), "message": _message(error)}
     if isinstance(error, LimitReached):
         details["exhausted"] = error.exhausted
         details["retry_after"] = error.retry_after
@@ -110,12 +136,18 @@ def _details(error: AIBudgetError) -> dict[str, Any]:
     return details
 
 
-_TYPES = {
-    "BudgetExceeded": "budget_exceeded",
-    "QuotaExceeded": "quota_exceeded",
-    "RateLimited": "rate_limited",
-    "FeatureDisabled": "feature_disabled",
-    "LedgerUnavailable": "unavailable",
+def _type(error: AIBudgetError) -> str:
+    """Name the kind of refusal for programs; a project's own subclass is what it derives from."""
+    return next(_TYPES[kind] for kind in type(error).__mro__ if kind in _TYPES)
+
+
+_TYPES: dict[type, str] = {
+    BudgetExceeded: "budget_exceeded",
+    QuotaExceeded: "quota_exceeded",
+    RateLimited: "rate_limited",
+    LimitReached: "limit_reached",
+    FeatureDisabled: "feature_disabled",
+    LedgerUnavailable: "unavailable",
 }
 
 
@@ -130,8 +162,11 @@ def _message(error: AIBudgetError) -> str:
 
 
 def _charge_body(response: HttpResponseBase) -> HttpResponseBase:
-    """Let a streamed body run with the charge of its request, which ends before the body does."""
-    if isinstance(response, StreamingHttpResponse):
+    """Let a streamed body run with the charge of its request, which ends before the body does.
+
+    A file makes no calls, and only as it is can the server send it by itself.
+    """
+    if isinstance(response, StreamingHttpResponse) and not isinstance(response, FileResponse):
         context = copy_context()
         body: Any = response.streaming_content
         response.streaming_content = (
@@ -148,30 +183,26 @@ def _run(context: Context, body: Iterator[bytes]) -> Iterator[bytes]:
 
 
 async def _run_async(context: Context, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield from an async iterator, its charge set for each step and gone between them.
+    """Yield from an async iterator, its charges in force for each step and gone between them.
 
     A task runs in the context of whoever made it, so the context itself cannot be entered.
     """
-    payer = context.run(_payer_of_context)
+    level = context.run(current_level)
     try:
         while True:
-            with payer():
-                try:
-                    piece = await anext(body)
-                except StopAsyncIteration:
-                    return
+            outer = exchange_levels(level)
+            try:
+                piece = await anext(body)
+            except StopAsyncIteration:
+                return
+            finally:
+                level = exchange_levels(outer)
             yield piece
     finally:
         close = getattr(body, "aclose", None)
         if close is not None:
-            with payer():
+            outer = exchange_levels(level)
+            try:
                 await close()
-
-
-def _payer_of_context() -> Callable[[], charge]:
-    from ai_budget.guard.charge import current_payer
-
-    payer = current_payer()
-    return lambda: charge(
-        feature=payer.feature, user=payer.user, subject=payer.subject, tags=payer.tags
-    )
+            finally:
+                exchange_levels(outer)

@@ -7,14 +7,12 @@ ever a ``float``: 0.1 + 0.2 must not decide whether a limit holds.
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation, localcontext
-from functools import lru_cache
+from decimal import Context, Decimal, InvalidOperation, localcontext
 
 NANO_PER_USD = 1_000_000_000
 MAX_NANOUSD = 2**63 - 1  # a BIGINT: a little over 9.2 billion dollars
 
 
-@lru_cache(maxsize=1_024, typed=True)
 def parse_usd(value: Decimal | int | str) -> int:
     """Return dollars as nano-dollars, exactly.
 
@@ -29,9 +27,10 @@ def parse_usd(value: Decimal | int | str) -> int:
         raise ValueError(f"{value!r} is not an amount of dollars") from None
     if not amount.is_finite():
         raise ValueError(f"{value!r} is not a finite amount of dollars")
-    if abs(amount) > Decimal(MAX_NANOUSD) / NANO_PER_USD:
-        raise ValueError(f"{value!r} dollars are more than can be stored")
-    with localcontext(prec=50):
+    # The caller's context may have less precision than an amount has digits.
+    with localcontext(Context(prec=50)):
+        if abs(amount) > Decimal(MAX_NANOUSD) / NANO_PER_USD:
+            raise ValueError(f"{value!r} dollars are more than can be stored")
         nanousd = amount * NANO_PER_USD
         whole = int(nanousd)
         if whole != nanousd:
@@ -41,7 +40,8 @@ def parse_usd(value: Decimal | int | str) -> int:
 
 def to_usd(nanousd: int) -> Decimal:
     """Return nano-dollars as dollars, exactly."""
-    return Decimal(nanousd).scaleb(-9)
+    sign, digits, _ = Decimal(nanousd).as_tuple()
+    return Decimal((sign, digits, -9))
 
 
 def ceil_div(numerator: int, denominator: int) -> int:

@@ -21,7 +21,6 @@ from ai_budget.guard.clients import async_client, client
 from ai_budget.ledger import base as ledgers
 from ai_budget.models import CallLog
 from ai_budget.pricing.cost import cost
-from ai_budget.pricing.usage import read_usage
 from ai_budget.values import Answer, Estimate, Kind, Usage
 
 if TYPE_CHECKING:
@@ -45,6 +44,10 @@ def ask(
     system: str | Iterable[Mapping[str, Any]] | None = None,
     model: str | None = None,
     max_tokens: int | None = None,
+    cache: str | None = None,
+    ttl: int | None = None,
+    route: str | None = None,
+    wait: float | None = None,
     tags: Mapping[str, str] | None = None,
     timeout: float | None = None,
     **params: Any,
@@ -52,10 +55,12 @@ def ask(
     """Ask Claude inside the budget of ``feature`` and return the answer with its cost.
 
     ``model`` and ``max_tokens`` (in tokens) default to the feature's, then to the settings';
-    the feature's ``max_tokens`` is also a cap. ``timeout`` is in seconds. All other keywords
-    pass to the SDK's ``messages.create``. Raises ``BudgetExceeded`` and the other errors of
-    ``ai_budget.exceptions`` before anything is sent, and the SDK's own errors after.
+    the feature's ``max_tokens`` is also a cap. ``timeout`` is in seconds. ``cache``, ``ttl``,
+    ``route`` and ``wait`` have their names, and are refused until they are built. All other
+    keywords pass to the SDK's ``messages.create``. Raises ``BudgetExceeded`` and the other
+    errors of ``ai_budget.exceptions`` before anything is sent, and the SDK's own errors after.
     """
+    _refuse_unbuilt(cache=cache, ttl=ttl, route=route, wait=wait)
     call = _call(Kind.ASK, model, max_tokens)
     with charge(feature=feature, user=user, subject=subject, tags=tags), call:
         message = client().messages.create(
@@ -73,11 +78,16 @@ async def aask(
     system: str | Iterable[Mapping[str, Any]] | None = None,
     model: str | None = None,
     max_tokens: int | None = None,
+    cache: str | None = None,
+    ttl: int | None = None,
+    route: str | None = None,
+    wait: float | None = None,
     tags: Mapping[str, str] | None = None,
     timeout: float | None = None,  # noqa: ASYNC109 - the SDK's own, for one attempt
     **params: Any,
 ) -> Answer:
     """Ask Claude without blocking the event loop. See ``ask``."""
+    _refuse_unbuilt(cache=cache, ttl=ttl, route=route, wait=wait)
     call = _call(Kind.ASK, model, max_tokens)
     with charge(feature=feature, user=user, subject=subject, tags=tags), call:
         message = await async_client().messages.create(
@@ -95,6 +105,10 @@ def stream(
     system: str | Iterable[Mapping[str, Any]] | None = None,
     model: str | None = None,
     max_tokens: int | None = None,
+    cache: str | None = None,
+    ttl: int | None = None,
+    route: str | None = None,
+    wait: float | None = None,
     tags: Mapping[str, str] | None = None,
     timeout: float | None = None,
     **params: Any,
@@ -104,6 +118,7 @@ def stream(
     Entering reserves and sends, and so raises what ``ask`` raises; leaving closes the stream
     wherever it is and books what was used.
     """
+    _refuse_unbuilt(cache=cache, ttl=ttl, route=route, wait=wait)
     call = _call(Kind.STREAM, model, max_tokens)
     paying = charge(feature=feature, user=user, subject=subject, tags=tags)
     return StreamedText(call, paying, _request(prompt, system, model, max_tokens, timeout, params))
@@ -118,6 +133,10 @@ def astream(
     system: str | Iterable[Mapping[str, Any]] | None = None,
     model: str | None = None,
     max_tokens: int | None = None,
+    cache: str | None = None,
+    ttl: int | None = None,
+    route: str | None = None,
+    wait: float | None = None,
     tags: Mapping[str, str] | None = None,
     timeout: float | None = None,
     **params: Any,
@@ -126,6 +145,7 @@ def astream(
 
     See ``stream``.
     """
+    _refuse_unbuilt(cache=cache, ttl=ttl, route=route, wait=wait)
     call = _call(Kind.STREAM, model, max_tokens)
     paying = charge(feature=feature, user=user, subject=subject, tags=tags)
     return AsyncStreamedText(
@@ -142,6 +162,10 @@ def estimate(
     system: str | Iterable[Mapping[str, Any]] | None = None,
     model: str | None = None,
     max_tokens: int | None = None,
+    cache: str | None = None,
+    ttl: int | None = None,
+    route: str | None = None,
+    wait: float | None = None,
     tags: Mapping[str, str] | None = None,
     timeout: float | None = None,
     **params: Any,
@@ -152,8 +176,9 @@ def estimate(
     the feature's own recent answers for the length of this one. Raises what ``ask`` raises for
     requests without a price or a bound.
     """
+    _refuse_unbuilt(cache=cache, ttl=ttl, route=route, wait=wait)
     call = _call(Kind.ASK, model, max_tokens)
-    body = _request(prompt, system, model, max_tokens, None, params)
+    body = _body(_request(prompt, system, model, max_tokens, None, params))
     payer = Payer(feature=feature, user=user, subject=subject, tags=tags or {})
     paying = payer.over(current_payer()).charge()
     ledger = ledgers.current()
@@ -166,7 +191,8 @@ def estimate(
     usual = Usage(
         input_tokens=max(1, decision.bound.input_tokens // _BYTES_A_TOKEN),
         output_tokens=_usual_output(paying.feature, decision.body["max_tokens"]),
-        inference_geo=conf.INFERENCE_GEO or "",
+        speed=str(decision.body.get("speed") or ""),
+        inference_geo=str(decision.body.get("inference_geo") or conf.INFERENCE_GEO or ""),
     )
     most = decision.bound.nanousd
     return Estimate(
@@ -231,7 +257,7 @@ class _Streaming:
     @property
     def usage(self) -> Usage:
         """The tokens that were booked, known once the stream is closed."""
-        return self._call.settled[-1][1].usage if self._call.settled else Usage()
+        return self._call.usage
 
     @property
     def cached(self) -> bool:
@@ -293,6 +319,18 @@ class AsyncStreamedText(_Streaming):
         await self._stack.__aexit__(kind, error, traceback)
 
 
+def _refuse_unbuilt(**options: Any) -> None:
+    """Raise for what has its place in the signature and nothing behind it yet.
+
+    A lever that does nothing would be a surprise on the bill.
+    """
+    for name, value in options.items():
+        if value not in (None, "off"):
+            raise NotImplementedError(
+                f"This release of ai_budget has no {name!r} yet: leave it out."
+            )
+
+
 def _call(kind: Kind, model: str | None, max_tokens: int | None) -> OpenCall:
     given = {"model": model, "max_tokens": max_tokens}
     return OpenCall(
@@ -309,6 +347,8 @@ def _request(
     params: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the keywords for the SDK. What is left open is filled in by the guard."""
+    if "stream" in params:
+        raise TypeError("stream is no parameter of an answer: use stream() or astream().")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     request: dict[str, Any] = {
         **params,
@@ -323,6 +363,12 @@ def _request(
     return request
 
 
+def _body(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON that the SDK makes of its keywords."""
+    body = {name: value for name, value in request.items() if not name.startswith("extra_")}
+    return {**body, **(request.get("extra_body") or {})}
+
+
 def _answer(call: OpenCall, message: Message) -> Answer:
     text = "".join(block.text for block in message.content if block.type == "text")
     return Answer(
@@ -330,7 +376,7 @@ def _answer(call: OpenCall, message: Message) -> Answer:
         cost_nanousd=call.cost_nanousd,
         model=call.model,
         requested_model=call.requested_model,
-        usage=read_usage(message.usage),
+        usage=call.usage,
         message=message,
         call_id=call.call_id,
     )

@@ -7,7 +7,6 @@ Nothing here waits for the network and nothing knows sync from async: the middle
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import uuid
 from collections.abc import Mapping
@@ -34,7 +33,7 @@ from ai_budget.policy.ladder import Choice, choose_model, percent_used
 from ai_budget.policy.limits import Rules, dollar_limits, ensure_enabled, limits_in_force
 from ai_budget.pricing.bound import bound
 from ai_budget.pricing.cost import cost
-from ai_budget.pricing.rates import ModelRates, resolve
+from ai_budget.pricing.rates import ModelRates, is_before_4_6, resolve
 from ai_budget.pricing.usage import read_usage
 from ai_budget.values import (
     Amounts,
@@ -46,6 +45,7 @@ from ai_budget.values import (
     Reservation,
     Settlement,
     Status,
+    Usage,
 )
 
 log = logging.getLogger("ai_budget")
@@ -53,7 +53,9 @@ log = logging.getLogger("ai_budget")
 LONGEST_STREAM = timedelta(hours=1)
 """How long a stream may run before its reservation counts as abandoned."""
 
-_BEFORE_4_6 = re.compile(r"claude-(?:[23]|[a-z]+-4(?:-[015])?(?:\b|-20))")
+LONGEST_WAIT = 86_400.0
+"""Seconds of a timeout that count; some set it to infinity."""
+
 _MODERN_THINKING = frozenset({"adaptive", "between_tools"})
 
 
@@ -61,13 +63,14 @@ _MODERN_THINKING = frozenset({"adaptive", "between_tools"})
 class Outgoing:
     """A request that is about to be sent, as the guard sees it."""
 
-    body: Mapping[str, Any]
+    body: Mapping[str, Any] = field(repr=False)
     stream: bool
     retries: int
     key: str
     timeout: float | None
     provider: str
     region: str
+    workspace_named: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,7 +81,7 @@ class OpenAttempt:
     reservation: Reservation
     rates: ModelRates
     bound: Bound
-    body: dict[str, Any]
+    body: dict[str, Any] = field(repr=False)
     call: OpenCall | None
     region: str
     started: float = field(default_factory=periods.monotonic)
@@ -89,20 +92,15 @@ class OpenAttempt:
     def attempt(self) -> Attempt:
         return self.reservation.attempt
 
-    def book_unsent(self, error: BaseException) -> None:
+    def book_unsent(self, reason: str) -> None:
         """Give everything back: the request never left."""
         self._book(
-            Settlement(
-                status=Status.RELEASED,
-                cost_nanousd=0,
-                error=type(error).__name__,
-                keep_call=False,
-            )
+            Settlement(status=Status.RELEASED, cost_nanousd=0, error=reason, keep_call=False)
         )
 
-    def book_lost(self, error: BaseException) -> None:
+    def book_lost(self, reason: str) -> None:
         """Book the bound: the request may have been answered, and nobody will know."""
-        self._book(self._at_bound(type(error).__name__))
+        self._book(self._at_bound(reason))
 
     def book_rejected(self, status: int, request_id: str) -> None:
         """Book nothing: an answer that is no success costs nothing."""
@@ -138,7 +136,9 @@ class OpenAttempt:
         seen: dict[str, Any] = {
             "stop_reason": answer.stop_reason,
             "request_id": request_id,
-            "first_token_ms": self._elapsed(answer.first_token_at),
+            "first_token_ms": None
+            if answer.first_token_at is None
+            else self._elapsed(answer.first_token_at),
         }
         if answer.complete:
             refused = answer.stop_reason == "refusal" and not answer.blocks
@@ -156,8 +156,8 @@ class OpenAttempt:
             return self._at_bound(error, **seen)
         usage = dict(answer.usage)
         if not answer.final_usage:
-            shown = max(int(usage.get("output_tokens") or 0), answer.output_bytes)
-            usage["output_tokens"] = min(shown + ALLOWANCE_TOKENS, self.bound.output_tokens)
+            most = answer.shown_tokens + ALLOWANCE_TOKENS
+            usage["output_tokens"] = min(most, self.bound.output_tokens)
         settlement = self._of_usage(usage, **seen)
         return Settlement(
             status=Status.ESTIMATED,
@@ -181,9 +181,11 @@ class OpenAttempt:
             thinks = answer.thinking or not answer.blocks
         else:
             thinks = True
-        return not answer.final_usage and (thinks or self.bound.hidden)
+        hidden = thinks or self.bound.hidden or answer.unreadable or "iterations" in answer.usage
+        return hidden and not answer.final_usage
 
     def _of_usage(self, raw: Mapping[str, Any], *, free: bool = False, **seen: Any) -> Settlement:
+        usage = Usage()
         try:
             usage = read_usage(raw)
             spent = (
@@ -193,7 +195,7 @@ class OpenAttempt:
             )
         except (UnclassifiedUsage, UnpricedModel) as error:
             log.warning("A call to %s is booked at its bound: %s", self.attempt.model, error)
-            return self._at_bound(type(error).__name__, **seen)
+            return self._at_bound(type(error).__name__, usage=usage, **seen)
         if usage.unclassified:
             log.warning("Usage has fields without a price rule: %s", ", ".join(usage.unclassified))
         return Settlement(
@@ -271,7 +273,7 @@ class Decision:
 
     rules: Rules
     limits: list[Limit]
-    body: dict[str, Any]
+    body: dict[str, Any] = field(repr=False)
     requested_model: str
     choice: Choice
     rates: ModelRates
@@ -294,7 +296,8 @@ def decide(outgoing: Outgoing, charge: Charge, *, ledger: Ledger, at: datetime) 
     most = bound(
         body,
         rates,
-        declared_geo=conf.INFERENCE_GEO,
+        # The declaration is about the key's own workspace.
+        declared_geo=None if outgoing.workspace_named else conf.INFERENCE_GEO,
         region=outgoing.region,
         allow_unbounded=rules.feature.allow_unbounded,
         at=at,
@@ -438,7 +441,7 @@ def _takes(model: str, body: Mapping[str, Any], outgoing: Outgoing, at: datetime
     modern = (isinstance(thinking, Mapping) and thinking.get("type") in _MODERN_THINKING) or (
         isinstance(output, Mapping) and output.get("effort")
     )
-    return not (modern and _BEFORE_4_6.search(model))
+    return not (modern and is_before_4_6(model))
 
 
 def _identity(outgoing: Outgoing, call: OpenCall | None) -> tuple[uuid.UUID, int, bool]:
@@ -459,8 +462,10 @@ def _identity(outgoing: Outgoing, call: OpenCall | None) -> tuple[uuid.UUID, int
 
 def _patience(outgoing: Outgoing) -> timedelta:
     """Return how long the attempt can be on its way, with room for slow workers."""
-    wait = timedelta(seconds=600 if outgoing.timeout is None else outgoing.timeout)
-    return wait * 2 + timedelta(minutes=1) + (LONGEST_STREAM if outgoing.stream else timedelta())
+    seconds = 600 if outgoing.timeout is None else min(outgoing.timeout, LONGEST_WAIT)
+    return timedelta(seconds=seconds) * 2 + (
+        timedelta(minutes=1) + (LONGEST_STREAM if outgoing.stream else timedelta())
+    )
 
 
 def _tool_use_ids(content: Any) -> list[str]:

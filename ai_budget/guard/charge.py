@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from ai_budget.conf import conf
-from ai_budget.values import Charge, Kind, Reservation, Settlement
+from ai_budget.values import Charge, Kind, Reservation, Settlement, Usage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +53,16 @@ def user_id_of(user: Any) -> Any:
     return getattr(user, "pk", user)
 
 
-_payer: ContextVar[Payer | None] = ContextVar("ai_budget_payer", default=None)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Level:
+    """One charge that is in force, what it says over the ones around it, and those."""
+
+    owner: charge
+    payer: Payer
+    outer: Level | None
+
+
+_level: ContextVar[Level | None] = ContextVar("ai_budget_level", default=None)
 _call: ContextVar[OpenCall | None] = ContextVar("ai_budget_call", default=None)
 
 
@@ -65,7 +72,7 @@ class charge:  # noqa: N801 - a verb that is used with ``with``
     Nested charges add to each other, the inner one wins. It reaches into ``await``, tasks,
     ``sync_to_async`` and ``asyncio.to_thread``; a thread of your own needs
     ``contextvars.copy_context().run``. A guarded client's own feature, user and subject win
-    over it.
+    over it. One object may be entered again, inside itself and by many threads at once.
     """
 
     def __init__(
@@ -77,29 +84,46 @@ class charge:  # noqa: N801 - a verb that is used with ``with``
         tags: Mapping[str, str] | None = None,
     ) -> None:
         self._payer = Payer(feature=feature, user=user, subject=subject, tags=tags or {})
-        # A stack, so that one object may be entered again inside itself.
-        self._tokens: list[Token[Payer | None]] = []
 
     def __enter__(self) -> charge:
-        self._tokens.append(_payer.set(self._payer.over(current_payer())))
+        _level.set(self._over(_level.get()))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        token = self._tokens.pop()
-        # A generator may be closed in another context than it was started in, where there is
-        # nothing to put back.
-        with suppress(ValueError):
-            _payer.reset(token)
+    def __exit__(self, *error: object) -> None:
+        _level.set(self._left(_level.get()))
+
+    def _over(self, outer: Level | None) -> Level:
+        payer = self._payer if outer is None else self._payer.over(outer.payer)
+        return Level(owner=self, payer=payer, outer=outer)
+
+    def _left(self, level: Level | None) -> Level | None:
+        """Return the levels without the innermost of this charge's.
+
+        It need not be the last one: a generator may be closed while the code that reads it
+        has charges of its own. In another context than it was entered in there is none.
+        """
+        if level is None or level.owner is self:
+            return level and level.outer
+        outer = self._left(level.outer)
+        return level if outer is level.outer else level.owner._over(outer)
 
 
 def current_payer() -> Payer:
     """Return what the charges around this code say."""
-    return _payer.get() or Payer()
+    level = _level.get()
+    return Payer() if level is None else level.payer
+
+
+def current_level() -> Level | None:
+    """Return the charges that are in force here."""
+    return _level.get()
+
+
+def exchange_levels(level: Level | None) -> Level | None:
+    """Put other charges in force, and return those that were."""
+    before = _level.get()
+    _level.set(level)
+    return before
 
 
 @dataclass(slots=True)
@@ -122,6 +146,11 @@ class OpenCall:
     @property
     def cost_nanousd(self) -> int:
         return sum(settlement.cost_nanousd for _, settlement in self.settled)
+
+    @property
+    def usage(self) -> Usage:
+        """What the last attempt was booked with."""
+        return self.settled[-1][1].usage if self.settled else Usage()
 
     def __enter__(self) -> OpenCall:
         self.outer = _call.get()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from weakref import WeakKeyDictionary
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -79,7 +79,7 @@ def guard(
     Guard a client last: middleware that is added later runs inside the guard, and
     ``with_options(middleware=[])`` takes the guard off. Guarding twice replaces the first.
     """
-    if not hasattr(client, "with_middleware") or not hasattr(client, "middleware"):
+    if not hasattr(client, "with_middleware") or isinstance(client, type):
         raise TypeError(
             f"guard() takes a client of the anthropic SDK, not {type(client).__name__}."
         )
@@ -133,7 +133,27 @@ def _shared(key: str, base_url: str | None) -> Any:
     return anthropic.Anthropic(api_key=key, base_url=base_url)
 
 
-_of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Any]] = WeakKeyDictionary()
+class _LoopClient:
+    """A client that is closed with its loop, for nobody else can close what it holds."""
+
+    def __init__(self, key: str, base_url: str | None) -> None:
+        import anthropic
+
+        self.client = anthropic.AsyncAnthropic(api_key=key, base_url=base_url)
+        self._end = self._close_with(asyncio.get_running_loop())
+        # Up to its yield: from there on it is one of the generators that a loop closes as it ends.
+        with suppress(StopIteration):
+            self._end.__anext__().send(None)
+
+    async def _close_with(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            _of_loops.pop(loop, None)
+            await self.client.close()
+
+
+_of_loops: dict[asyncio.AbstractEventLoop, dict[Any, _LoopClient]] = {}
 
 
 def _shared_async() -> Any:
@@ -142,12 +162,22 @@ def _shared_async() -> Any:
 
     key, base_url = _key()
     try:
-        clients = _of_loops.setdefault(asyncio.get_running_loop(), {})
+        loop = asyncio.get_running_loop()
     except RuntimeError:
-        clients = {}
+        return anthropic.AsyncAnthropic(api_key=key, base_url=base_url)
+    if loop not in _of_loops:
+        _forget_closed_loops()
+    clients = _of_loops.setdefault(loop, {})
     if (key, base_url) not in clients:
-        clients[key, base_url] = anthropic.AsyncAnthropic(api_key=key, base_url=base_url)
-    return clients[key, base_url]
+        clients[key, base_url] = _LoopClient(key, base_url)
+    return clients[key, base_url].client
+
+
+def _forget_closed_loops() -> None:
+    """Drop the clients of loops that ended without closing their generators."""
+    for loop in list(_of_loops):
+        if loop.is_closed():
+            _of_loops.pop(loop, None)
 
 
 def forget_clients() -> None:

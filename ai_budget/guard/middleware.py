@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
-from collections.abc import Callable
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import anthropic
@@ -12,7 +17,7 @@ import httpx2
 from anthropic import AsyncCallNext, CallNext, Middleware
 from asgiref.sync import sync_to_async
 
-from ai_budget.exceptions import AIBudgetError, UnboundedCall, UnpricedEndpoint
+from ai_budget.exceptions import UnboundedCall, UnpricedEndpoint
 from ai_budget.guard import endpoints
 from ai_budget.guard.attempt import OpenAttempt, Outgoing, open_attempt
 from ai_budget.guard.charge import Payer, current_payer
@@ -29,10 +34,15 @@ from ai_budget.guard.stream import (
 from ai_budget.ledger import base as ledgers
 from ai_budget.policy.limits import ensure_enabled
 
+log = logging.getLogger("ai_budget")
+
 Result = TypeVar("Result")
 
 _RAW_RESPONSE_HEADER = "X-Stainless-Raw-Response"
 """How ``with_streaming_response`` tells the SDK, with "stream", to leave a body unread."""
+
+_WORKSPACE_HEADER = "anthropic-workspace-id"
+"""Sends a request to another workspace than the key's own, with another default geography."""
 
 _NEVER_LEFT = (
     httpx2.ConnectError,
@@ -63,17 +73,18 @@ class BudgetGuard(Middleware):
             if kind != endpoints.FREE:
                 self._ensure_allowed(request)
             return call_next(request)
-        attempt = open_attempt(self._outgoing(request), self.payer)
+        attempt = _open(self._outgoing(request), self.payer)
         try:
             response = call_next(_prepared(request, attempt))
         except BaseException as error:
-            _book_failure(attempt, error)
+            _book(_failure(attempt, error, alone=_is_last(call_next)))
             raise
-        finish = _receive(attempt, response.http_response)
+        received = _http_response(response)
+        finish = _receive(attempt, received)
         if finish is not None:
-            finish()
+            _book(finish)
         else:
-            _tap(attempt, response.http_response)
+            _tap(attempt, received)
         return response
 
     async def handle_async(self, request: anthropic.APIRequest, call_next: AsyncCallNext) -> Any:
@@ -85,16 +96,19 @@ class BudgetGuard(Middleware):
         attempt = await _open_async(self._outgoing(request), self.payer)
         try:
             response = await call_next(_prepared(request, attempt))
-        except BaseException as error:
-            # The name ``error`` is gone before the thread may look.
-            failure = error
-            await _in_thread(lambda: _book_failure(attempt, failure))
+        except GeneratorExit as error:
+            # A coroutine that is thrown away must not wait any more.
+            _later(_book_async, _failure(attempt, error, alone=_is_last(call_next)))
             raise
-        finish = _receive(attempt, response.http_response)
+        except BaseException as error:
+            await _book_async(_failure(attempt, error, alone=_is_last(call_next)))
+            raise
+        received = _http_response(response)
+        finish = _receive(attempt, received)
         if finish is not None:
-            await _in_thread(finish)
+            await _book_async(finish)
         else:
-            _tap_async(attempt, response.http_response)
+            _tap_async(attempt, received)
         return response
 
     def _ensure_allowed(self, request: anthropic.APIRequest) -> None:
@@ -124,6 +138,7 @@ class BudgetGuard(Middleware):
             timeout=_seconds(request.timeout),
             provider=self.provider,
             region=self.region,
+            workspace_named=any(name.lower() == _WORKSPACE_HEADER for name in request.headers),
         )
 
 
@@ -145,8 +160,16 @@ def _prepared(request: anthropic.APIRequest, attempt: OpenAttempt) -> anthropic.
     )
 
 
-def _receive(attempt: OpenAttempt, response: httpx2.Response) -> Callable[[], None] | None:
+def _http_response(response: Any) -> Any:
+    """Return the HTTP response: the SDK wraps it, unless the caller asked for it bare."""
+    return getattr(response, "http_response", response)
+
+
+def _receive(attempt: OpenAttempt, response: Any) -> Callable[[], None] | None:
     """Return the booking of an answer that is known already; None if it is yet to be read."""
+    if not isinstance(response, httpx2.Response):
+        # Middleware inside the guard gave an answer of its own, whatever it asked for.
+        return lambda: attempt.book_lost("replaced")
     request_id = response.headers.get("request-id", "")
     if not response.is_success:
         return lambda: attempt.book_rejected(response.status_code, request_id)
@@ -162,24 +185,40 @@ def _json(response: httpx2.Response) -> Any:
         return None
 
 
-def _book_failure(attempt: OpenAttempt, error: BaseException) -> None:
-    """Book a request without an answer: nothing if it never left, else its bound."""
-    if isinstance(error, anthropic.APIConnectionError):
+def _is_last(call_next: Any) -> bool:
+    """Say whether the SDK sends next, and no other middleware comes between.
+
+    Known by the SDK's own name for it: under another one more would be booked at the bound.
+    """
+    return getattr(call_next, "__name__", "") == "base_handler"
+
+
+def _failure(attempt: OpenAttempt, error: BaseException, *, alone: bool) -> Callable[[], None]:
+    """Return the booking of a request without an answer: nothing if it never left, else its bound.
+
+    ``alone`` says that no middleware inside the guard can have raised the error.
+    """
+    reason = type(error).__name__
+    if not alone:
+        unsent = False
+    elif isinstance(error, anthropic.APIConnectionError):
         unsent = isinstance(error.__cause__, _NEVER_LEFT)
     else:
         # The SDK wraps whatever sending raises; what is not wrapped was raised before it, such
         # as a missing key. A cancellation is no Exception, and may come at any time.
         unsent = isinstance(error, Exception)
-    if unsent:
-        attempt.book_unsent(error)
-    else:
-        attempt.book_lost(error)
+    book = attempt.book_unsent if unsent else attempt.book_lost
+    return lambda: book(reason)
 
 
 def _tap(attempt: OpenAttempt, response: httpx2.Response) -> None:
     reader, finish = _listen(attempt, response)
     tapped, _ = tap_classes()
-    response.stream = tapped(response.stream, reader, finish)
+
+    def finish_sync(ended: bool, failure: str) -> None:
+        _book(lambda: finish(ended, failure))
+
+    response.stream = tapped(response.stream, reader, finish_sync)
 
 
 def _tap_async(attempt: OpenAttempt, response: httpx2.Response) -> None:
@@ -187,7 +226,7 @@ def _tap_async(attempt: OpenAttempt, response: httpx2.Response) -> None:
     _, tapped = tap_classes()
 
     async def finish_async(ended: bool, failure: str) -> None:
-        await _in_thread(lambda: finish(ended, failure))
+        await _book_async(lambda: finish(ended, failure))
 
     response.stream = tapped(response.stream, reader, finish_async)
 
@@ -233,31 +272,94 @@ def _seconds(timeout: Any) -> float | None:
     return float(read) if isinstance(read, (int, float)) else None
 
 
+class _Collector(threading.local):
+    """Whether this thread is collecting garbage, and may be in the middle of anything."""
+
+    runs = False
+
+
+_collector = _Collector()
+
+
+def _watch(phase: str, info: Any) -> None:
+    _collector.runs = phase == "start"
+
+
+getattr(gc, "callbacks", []).append(_watch)
+
+_put_off: deque[Callable[[], None]] = deque()
+"""Bookings of streams that were closed by the collector of garbage.
+
+It may have interrupted a statement of this thread's own, whose connection takes no other one
+until it is done. The next call books them, or the tick.
+"""
+
+
+def _open(outgoing: Outgoing, payer: Payer) -> OpenAttempt:
+    """Reserve, after the bookings that were put off."""
+    while _put_off:
+        with suppress(IndexError):  # another thread was faster
+            _book(_put_off.popleft())
+    return open_attempt(outgoing, payer)
+
+
+def _book(step: Callable[[], None]) -> None:
+    """Run a booking. What goes wrong in it does not take from the caller what was paid for."""
+    if _collector.runs:
+        _put_off.append(step)
+        return
+    try:
+        step()
+    except Exception as error:
+        _left_to_the_tick(error)
+
+
+async def _book_async(step: Callable[[], None]) -> None:
+    """Run a booking in the thread of the database. See ``_book``."""
+    try:
+        await _in_thread(step)
+    except Exception as error:
+        _left_to_the_tick(error)
+
+
+def _left_to_the_tick(error: Exception) -> None:
+    log.error("A call could not be booked (%s); ai_budget_tick will book it.", type(error).__name__)
+
+
 async def _in_thread(step: Callable[[], Result]) -> Result:
     """Run a step on the database to its end, even if the task is cancelled meanwhile."""
-    task: asyncio.Future[Result] = asyncio.ensure_future(sync_to_async(step)())
+    task = asyncio.get_running_loop().create_task(sync_to_async(step)())
+    _keep(task)
     return await asyncio.shield(task)
 
 
 async def _open_async(outgoing: Outgoing, payer: Payer) -> OpenAttempt:
     """Reserve; if the caller is cancelled meanwhile, give back what was taken."""
-    task: asyncio.Future[OpenAttempt] = asyncio.ensure_future(
-        sync_to_async(open_attempt)(outgoing, payer)
-    )
+    task = asyncio.get_running_loop().create_task(sync_to_async(_open)(outgoing, payer))
+    _keep(task)
     try:
         return await asyncio.shield(task)
-    except asyncio.CancelledError as error:
-        cancelled = error
-
-        async def give_back() -> None:
-            try:
-                attempt = await task
-            except AIBudgetError:
-                return
-            await sync_to_async(attempt.book_unsent)(cancelled)
-
-        _keep(asyncio.ensure_future(give_back()))
+    except (asyncio.CancelledError, GeneratorExit) as error:
+        _later(_give_back, task, type(error).__name__)
         raise
+
+
+async def _give_back(task: asyncio.Future[OpenAttempt], reason: str) -> None:
+    """Release what was reserved for a caller who is gone."""
+    try:
+        attempt = await task
+    except Exception:
+        return
+    await _book_async(lambda: attempt.book_unsent(reason))
+
+
+def _later(work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+    """Let the loop do it; where none runs any more, the tick will."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    _keep(loop.create_task(work(*args)))
 
 
 _running: set[asyncio.Future[Any]] = set()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connections
@@ -150,6 +151,7 @@ def _site_of_settings() -> Budget:
     )
 
 
+@lru_cache(maxsize=64, typed=True)
 def _setting(limit: Decimal | int | str | None) -> int | None:
     return None if limit is None else money.parse_usd(limit)
 

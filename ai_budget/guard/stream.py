@@ -7,11 +7,10 @@ on Bedrock. Whatever cannot be read is passed on untouched; its call is booked a
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import struct
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,12 +26,17 @@ _LONGEST_FRAME = 64 * 1024 * 1024
 
 @dataclass(slots=True)
 class StreamedAnswer:
-    """What has been seen of an answer so far."""
+    """What has been seen of an answer so far.
+
+    ``unreadable`` says that something passed which could not be read: there may be more than
+    was seen.
+    """
 
     usage: dict[str, Any] = field(default_factory=dict)
     begun: bool = False
-    complete: bool = False
+    ended: bool = False
     final_usage: bool = False
+    unreadable: bool = False
     thinking: bool = False
     blocks: int = 0
     output_bytes: int = 0
@@ -41,6 +45,17 @@ class StreamedAnswer:
     first_token_at: float | None = None
     tool_use_ids: list[str] = field(default_factory=list)
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of it was seen, and what it used."""
+        return self.ended and self.final_usage
+
+    @property
+    def shown_tokens(self) -> int:
+        """Return the most tokens that what was shown can have been: bytes are at least as many."""
+        reported = self.usage.get("output_tokens")
+        return max(reported if isinstance(reported, int) else 0, self.output_bytes)
+
     def see(self, event: dict[str, Any]) -> None:
         """Take note of one event of the stream."""
         see = _EVENTS.get(str(event.get("type")))
@@ -48,12 +63,13 @@ class StreamedAnswer:
             see(self, event)
 
     def _message_start(self, event: dict[str, Any]) -> None:
-        self.begun = True
         self._merge((event.get("message") or {}).get("usage"))
+        self.begun = "input_tokens" in self.usage
 
     def _block_start(self, event: dict[str, Any]) -> None:
         block = event.get("content_block") or {}
         self.blocks += 1
+        self._count(block)
         if block.get("type") in ("thinking", "redacted_thinking"):
             self.thinking = True
         if block.get("type") == "tool_use" and block.get("id"):
@@ -62,21 +78,26 @@ class StreamedAnswer:
     def _block_delta(self, event: dict[str, Any]) -> None:
         if self.first_token_at is None:
             self.first_token_at = periods.monotonic()
-        delta = event.get("delta") or {}
-        for value in delta.values():
-            if isinstance(value, str):
-                self.output_bytes += len(value.encode("utf-8", "surrogatepass"))
+        self._count(event.get("delta") or {})
 
     def _message_delta(self, event: dict[str, Any]) -> None:
         self.stop_reason = str((event.get("delta") or {}).get("stop_reason") or self.stop_reason)
-        self.final_usage = bool(event.get("usage"))
-        self._merge(event.get("usage"))
+        usage = event.get("usage") or {}
+        self._merge(usage)
+        self.final_usage = usage.get("output_tokens") is not None
 
     def _message_stop(self, event: dict[str, Any]) -> None:
-        self.complete = True
+        self.ended = True
 
     def _error(self, event: dict[str, Any]) -> None:
         self.error = str((event.get("error") or {}).get("type") or "error")
+
+    def _count(self, part: dict[str, Any]) -> None:
+        """Count the bytes of new output, which no usage that came before includes."""
+        self.final_usage = False
+        for value in part.values():
+            if isinstance(value, str):
+                self.output_bytes += len(value.encode("utf-8", "surrogatepass"))
 
     def _merge(self, usage: Any) -> None:
         """Lay later counts over earlier ones; they are cumulative."""
@@ -95,9 +116,12 @@ _EVENTS: dict[str, Callable[[StreamedAnswer, dict[str, Any]], None]] = {
 
 
 class Reader(Protocol):
-    """Takes the bytes of a body as they pass."""
+    """Takes the bytes of a body as they pass; never raises, for they go on to the caller."""
 
     def feed(self, data: bytes) -> None: ...
+
+    def give_up(self) -> None:
+        """Take note that the rest cannot be read."""
 
 
 class EventReader:
@@ -113,6 +137,9 @@ class EventReader:
             if line.startswith(b"data:"):
                 _see(self._answer, line[5:])
 
+    def give_up(self) -> None:
+        self._answer.unreadable = True
+
 
 class FrameReader:
     """Reads the frames of an AWS event stream, each with an event in its payload.
@@ -123,13 +150,16 @@ class FrameReader:
     def __init__(self, answer: StreamedAnswer) -> None:
         self._answer = answer
         self._rest = b""
+        self._lost = False
 
     def feed(self, data: bytes) -> None:
+        if self._lost:
+            return
         self._rest += data
         while len(self._rest) >= _AWS_PRELUDE:
             total, headers = struct.unpack(">II", self._rest[:8])
-            if not _AWS_PRELUDE + _AWS_CHECKSUM <= total <= _LONGEST_FRAME:
-                self._rest = b""  # not a frame: the bound will be booked
+            if not _AWS_PRELUDE + _AWS_CHECKSUM + headers <= total <= _LONGEST_FRAME:
+                self.give_up()  # not a frame, and nothing says where the next one begins
                 return
             if len(self._rest) < total:
                 return
@@ -137,11 +167,21 @@ class FrameReader:
             self._rest = self._rest[total:]
             self._see(payload)
 
+    def give_up(self) -> None:
+        self._lost, self._rest = True, b""
+        self._answer.unreadable = True
+
     def _see(self, payload: bytes) -> None:
         try:
-            _see(self._answer, base64.b64decode(json.loads(payload)["bytes"]))
-        except (ValueError, KeyError, TypeError, binascii.Error):
+            content = json.loads(payload)
+            event = base64.b64decode(content["bytes"]) if "bytes" in content else None
+        except (ValueError, TypeError, RecursionError):
+            self._answer.unreadable = True
             return
+        if event is None:
+            self._answer.error = "exception of the platform"
+        else:
+            _see(self._answer, event)
 
 
 class BodyReader:
@@ -152,6 +192,9 @@ class BodyReader:
 
     def feed(self, data: bytes) -> None:
         self.body += data
+
+    def give_up(self) -> None:
+        """Nothing to note: half a body of JSON is none."""
 
 
 class Decompressing:
@@ -167,7 +210,11 @@ class Decompressing:
         try:
             self._reader.feed(self._decoder.decompress(data))
         except zlib.error:
-            self._decoder = None
+            self.give_up()
+
+    def give_up(self) -> None:
+        self._decoder = None
+        self._reader.give_up()
 
 
 _ZLIB = frozenset({"gzip", "x-gzip", "deflate"})
@@ -180,11 +227,10 @@ def decoded(reader: Reader, encoding: str) -> Reader:
 
 def _see(answer: StreamedAnswer, data: bytes) -> None:
     try:
-        event = json.loads(data)
-    except ValueError:
-        return
-    if isinstance(event, dict):
-        answer.see(event)
+        answer.see(json.loads(data))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        # Not an event as they are documented: the caller gets it, and what it cost is open.
+        answer.unreadable = True
 
 
 class _Tap:
@@ -240,14 +286,19 @@ def tap_classes() -> tuple[type[Any], type[Any]]:
                 self._finish = finish
 
             async def __aiter__(self) -> AsyncIterator[bytes]:
+                chunks = aiter(self._body)
                 try:
-                    async for chunk in self._body:
+                    async for chunk in chunks:
                         self._reader.feed(chunk)
                         yield chunk
                     self._ended = True
                 except Exception as error:
                     self._failure = type(error).__name__
                     raise
+                finally:
+                    # Here and now: left over, the loop would close it in a task of its own.
+                    if isinstance(chunks, AsyncGenerator):
+                        await chunks.aclose()
 
             async def aclose(self) -> None:
                 try:

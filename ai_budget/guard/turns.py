@@ -1,11 +1,14 @@
 """Remembers which model called a tool, so that its result goes back to the same one.
 
 Only downgraded turns are remembered: the others name their model themselves. The memory is
-Django's cache; without it a turn may change its model, which costs no promise.
+Django's cache; without it a turn may change its model, which costs no promise, so a cache that
+fails neither refuses a call nor loses its booking.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +16,8 @@ from django.core.cache import caches
 
 from ai_budget.conf import conf
 from ai_budget.values import Attempt
+
+log = logging.getLogger("ai_budget")
 
 SECONDS = 3600
 """How long a tool may take."""
@@ -23,8 +28,12 @@ def remember(attempt: Attempt, tool_use_ids: Iterable[str]) -> None:
     if attempt.model == attempt.requested_model:
         return
     keys = {_key(tool_use_id): attempt.model for tool_use_id in tool_use_ids}
-    if keys:
+    if not keys:
+        return
+    try:
         caches[conf.CACHE_ALIAS].set_many(keys, SECONDS)
+    except Exception as error:
+        log.warning("The model of a turn is not remembered: %s", type(error).__name__)
 
 
 def model_of(body: Mapping[str, Any]) -> str | None:
@@ -35,7 +44,11 @@ def model_of(body: Mapping[str, Any]) -> str | None:
     ids = _result_ids(body)
     if not ids:
         return None
-    kept = caches[conf.CACHE_ALIAS].get(_key(ids[0]))
+    try:
+        kept = caches[conf.CACHE_ALIAS].get(_key(ids[0]))
+    except Exception as error:
+        log.warning("The model of a turn is not known: %s", type(error).__name__)
+        kept = None
     return str(kept or body["model"])
 
 
@@ -53,4 +66,6 @@ def _result_ids(body: Mapping[str, Any]) -> list[str]:
 
 
 def _key(tool_use_id: str) -> str:
-    return f"ai_budget:turn:{tool_use_id}"
+    # A digest: the id comes with the request, and a cache does not take every text as a key.
+    digest = hashlib.sha256(tool_use_id.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"ai_budget:turn:{digest}"

@@ -243,7 +243,7 @@ class LimitOverride(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.get_period_display()}: {money.format_usd(money.parse_usd(self.amount_usd))}"
+        return f"{self.get_period_display()}: {money.format_usd(money.parse_usd(self.amount_usd or 0))}"
 
 
 class QuotaKeyField(_CharField):

@@ -69,6 +69,11 @@ _RELOAD_SECONDS = 10.0
 _KEPT = 2_000
 
 
+def is_before_4_6(model: str) -> bool:
+    """Say whether a model is older than the 4.6 family."""
+    return _BEFORE_4_6.search(model) is not None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRates:
     """Nano-dollars per million tokens of each class."""
@@ -279,7 +284,7 @@ def _from_library(model: str, provider: str, at: datetime) -> ModelRates | None:
         fast=_fast(info, at),
         web_searches=_web_searches(info.get_prices(at)),
         # Elsewhere the region is part of the model's name or of the rate.
-        us_geo=US_GEO if provider == "anthropic" and not _BEFORE_4_6.search(info.id) else (1, 1),
+        us_geo=US_GEO if provider == "anthropic" and not is_before_4_6(info.id) else (1, 1),
         context_window=window,
         image_tokens=IMAGE_TOKENS_BEFORE_4_7 if _BEFORE_4_7.search(info.id) else IMAGE_TOKENS,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -22,13 +23,13 @@ pytestmark = pytest.mark.django_db
 
 
 def site() -> FeatureBudget:
-    return FeatureBudgetFactory(name="*")
+    return FeatureBudgetFactory.create(name="*")
 
 
 def category(name: str = "support") -> FeatureBudget:
     """A budget that another has for its category."""
-    parent = FeatureBudgetFactory(name=name)
-    FeatureBudgetFactory(parent=parent)
+    parent = FeatureBudgetFactory.create(name=name)
+    FeatureBudgetFactory.create(parent=parent)
     return parent
 
 
@@ -72,7 +73,7 @@ def test_a_count_is_not_negative(field: str) -> None:
 
 
 def test_an_update_is_held_to_the_same() -> None:
-    FeatureBudgetFactory(name="chat", daily_limit_usd=1)
+    FeatureBudgetFactory.create(name="chat", daily_limit_usd=1)
 
     with pytest.raises(IntegrityError), transaction.atomic():
         FeatureBudget.objects.update(daily_limit_usd=-1)
@@ -88,24 +89,24 @@ def test_a_name_is_taken_once() -> None:
 @pytest.mark.parametrize("percent", [0, 100, 101])
 def test_a_rung_is_at_a_share_between_nothing_and_all(percent: int) -> None:
     with pytest.raises(IntegrityError, match="ai_budget_rung_percent"), transaction.atomic():
-        DowngradeRungFactory(at_percent=percent)
+        DowngradeRungFactory.create(at_percent=percent)
 
 
 @pytest.mark.parametrize("percent", [1, 99])
 def test_a_rung_is_taken(percent: int) -> None:
-    DowngradeRungFactory(at_percent=percent)
+    DowngradeRungFactory.create(at_percent=percent)
 
 
 def test_a_budget_has_one_rung_at_a_share() -> None:
-    rung: DowngradeRung = DowngradeRungFactory(at_percent=80)
+    rung: DowngradeRung = DowngradeRungFactory.create(at_percent=80)
 
     with pytest.raises(IntegrityError), transaction.atomic():
-        DowngradeRungFactory(budget=rung.budget, at_percent=80, model="another")
+        DowngradeRungFactory.create(budget=rung.budget, at_percent=80, model="another")
 
 
 def test_two_budgets_have_rungs_at_the_same_share() -> None:
-    DowngradeRungFactory(at_percent=80)
-    DowngradeRungFactory(at_percent=80)
+    DowngradeRungFactory.create(at_percent=80)
+    DowngradeRungFactory.create(at_percent=80)
 
     assert DowngradeRung.objects.count() == 2
 
@@ -115,11 +116,11 @@ def test_an_override_is_not_negative() -> None:
         pytest.raises(IntegrityError, match="ai_budget_override_not_negative"),
         transaction.atomic(),
     ):
-        LimitOverrideFactory(amount_usd="-0.01")
+        LimitOverrideFactory.create(amount_usd="-0.01")
 
 
 def test_an_override_of_nothing_is_taken() -> None:
-    LimitOverrideFactory(amount_usd=0)
+    LimitOverrideFactory.create(amount_usd=0)
 
 
 # Validation --------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def test_a_name_is_not_valid(name: str) -> None:
 
 
 def test_a_name_cannot_be_changed() -> None:
-    budget: FeatureBudget = FeatureBudgetFactory(name="chat")
+    budget: FeatureBudget = FeatureBudgetFactory.create(name="chat")
     budget.name = "talk"
 
     with pytest.raises(ValidationError) as raised:
@@ -151,14 +152,15 @@ def test_a_name_cannot_be_changed() -> None:
 
 
 def test_everything_else_can_be_changed() -> None:
-    budget: FeatureBudget = FeatureBudgetFactory(name="chat")
-    budget.daily_limit_usd, budget.parent = 5, category()  # type: ignore[assignment]
+    budget: FeatureBudget = FeatureBudgetFactory.create(name="chat")
+    budget.daily_limit_usd = Decimal(5)
+    budget.parent = category()
 
     budget.full_clean()
 
 
 def test_a_feature_is_in_a_category() -> None:
-    FeatureBudget(name="chat", parent=FeatureBudgetFactory(name="support")).full_clean()
+    FeatureBudget(name="chat", parent=FeatureBudgetFactory.create(name="support")).full_clean()
 
 
 def refused_parent(budget: FeatureBudget) -> bool:
@@ -168,27 +170,29 @@ def refused_parent(budget: FeatureBudget) -> bool:
 
 
 def test_a_category_is_in_no_category() -> None:
-    budget, other = category(), FeatureBudgetFactory(name="company")
+    budget, other = category(), FeatureBudgetFactory.create(name="company")
     budget.parent = other
 
     assert refused_parent(budget)
 
 
 def test_what_is_in_a_category_is_no_category() -> None:
-    child = FeatureBudgetFactory(parent=FeatureBudgetFactory(name="support"))
+    child = FeatureBudgetFactory.create(parent=FeatureBudgetFactory.create(name="support"))
 
     assert refused_parent(FeatureBudget(name="chat", parent=child))
 
 
 def test_a_budget_is_not_its_own_category() -> None:
-    budget: FeatureBudget = FeatureBudgetFactory(name="chat")
+    budget: FeatureBudget = FeatureBudgetFactory.create(name="chat")
     budget.parent = budget
 
     assert refused_parent(budget)
 
 
 def test_the_site_is_in_no_category() -> None:
-    assert refused_parent(FeatureBudget(name="*", parent=FeatureBudgetFactory(name="support")))
+    assert refused_parent(
+        FeatureBudget(name="*", parent=FeatureBudgetFactory.create(name="support"))
+    )
 
 
 def test_the_site_is_no_category() -> None:
@@ -197,7 +201,7 @@ def test_the_site_is_no_category() -> None:
 
 @pytest.mark.parametrize("percent", [0, 100])
 def test_a_rung_outside_of_a_share_is_not_valid(percent: int) -> None:
-    budget = FeatureBudgetFactory()
+    budget = FeatureBudgetFactory.create()
 
     with pytest.raises(ValidationError):
         DowngradeRung(budget=budget, at_percent=percent, model="claude-haiku-5-5").full_clean()
@@ -208,7 +212,7 @@ def test_a_rung_outside_of_a_share_is_not_valid(percent: int) -> None:
 
 @pytest.mark.parametrize("status", ["reserved", "settled", "released", "cached"])
 def test_a_feature_with_calls_is_not_deleted(status: str) -> None:
-    call = CallLogFactory(status=status)
+    call = CallLogFactory.create(status=status)
 
     with pytest.raises(ProtectedError):
         call.feature.delete()
@@ -222,9 +226,9 @@ def test_a_category_with_features_is_not_deleted() -> None:
 
 
 def test_a_feature_without_calls_goes_with_all_that_is_its_own() -> None:
-    budget: FeatureBudget = FeatureBudgetFactory()
-    DowngradeRungFactory(budget=budget)
-    LimitOverrideFactory(budget=budget)
+    budget: FeatureBudget = FeatureBudgetFactory.create()
+    DowngradeRungFactory.create(budget=budget)
+    LimitOverrideFactory.create(budget=budget)
 
     budget.delete()
 
@@ -232,8 +236,8 @@ def test_a_feature_without_calls_goes_with_all_that_is_its_own() -> None:
 
 
 def test_an_override_outlives_the_user_who_made_it() -> None:
-    user = UserFactory()
-    override: LimitOverride = LimitOverrideFactory(created_by=user)
+    user = UserFactory.create()
+    override: LimitOverride = LimitOverrideFactory.create(created_by=user)
 
     user.delete()
 

@@ -36,21 +36,21 @@ HAS_COST = "ai_budget_call_has_cost_once_settled"
 )
 def test_a_row_is_refused(constraint: str, fields: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError, match=constraint), transaction.atomic():
-        CallLogFactory(**fields)
+        CallLogFactory.create(**fields)
 
 
 @pytest.mark.parametrize("status", CallLog.Status.values)
 def test_a_row_of_each_status_is_taken(status: str) -> None:
-    CallLogFactory(status=status)
+    CallLogFactory.create(status=status)
 
 
 @pytest.mark.parametrize("status", ["settled", "estimated"])
 def test_an_answer_may_cost_nothing(status: str) -> None:
-    CallLogFactory(status=status, cost_nanousd=0)
+    CallLogFactory.create(status=status, cost_nanousd=0)
 
 
 def test_an_update_is_held_to_the_same() -> None:
-    CallLogFactory(status="reserved")
+    CallLogFactory.create(status="reserved")
 
     with pytest.raises(IntegrityError, match=HAS_COST), transaction.atomic():
         CallLog.objects.update(status="settled")
@@ -60,8 +60,8 @@ def test_an_update_is_held_to_the_same() -> None:
 
 
 def test_deleting_a_user_leaves_the_calls() -> None:
-    user = UserFactory()
-    call: CallLog = CallLogFactory(user=user)
+    user = UserFactory.create()
+    call: CallLog = CallLogFactory.create(user=user)
     user_id = user.pk
 
     user.delete()
@@ -74,19 +74,19 @@ def test_deleting_a_user_leaves_the_calls() -> None:
 
 def test_a_call_may_be_of_a_user_who_cannot_be_seen_yet() -> None:
     """The ledger's connection does not see a user of the caller's open transaction."""
-    user = UserFactory()
+    user = UserFactory.create()
     user_id = user.pk
     user.delete()
 
-    call: CallLog = CallLogFactory(user_id=user_id)
+    call: CallLog = CallLogFactory.create(user_id=user_id)
 
     assert CallLog.objects.get(user_id=user_id).pk == call.pk
 
 
 def test_a_call_may_be_for_a_feature_that_cannot_be_seen_yet() -> None:
-    call: CallLog = CallLogFactory(feature=None, feature_id="not-there-yet")
+    call: CallLog = CallLogFactory.create(feature=None, feature_id="not-there-yet")
 
-    assert CallLog.objects.get(feature_id="not-there-yet").pk == call.pk
+    assert CallLog.objects.get(pk=call.pk).feature_id == "not-there-yet"
 
 
 # What a row says ---------------------------------------------------------------------------------
@@ -112,13 +112,13 @@ def test_a_row_says_whether_another_model_answered(model: str, downgraded: bool)
 
 
 def test_a_row_is_called_by_its_feature() -> None:
-    FeatureBudgetFactory(name="chat")
-    call: CallLog = CallLogFactory()
+    FeatureBudgetFactory.create(name="chat")
+    call: CallLog = CallLogFactory.create()
 
     assert str(call) == f"chat #{call.pk}"
 
 
 def test_the_newest_call_comes_first() -> None:
-    first, second = CallLogFactory(), CallLogFactory()
+    first, second = CallLogFactory.create(), CallLogFactory.create()
 
     assert list(CallLog.objects.all()) == [second, first]

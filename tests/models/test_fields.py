@@ -29,7 +29,7 @@ LIMIT = FeatureBudget._meta.get_field("daily_limit_usd")
 
 
 def saved(amount: Any) -> FeatureBudget:
-    return FeatureBudgetFactory(name="chat", daily_limit_usd=amount)
+    return FeatureBudgetFactory.create(name="chat", daily_limit_usd=amount)
 
 
 def stored() -> Any:
@@ -126,8 +126,8 @@ def test_a_look_up_of_a_float_is_refused() -> None:
 
 
 def test_a_sum_is_in_dollars() -> None:
-    FeatureBudgetFactory(daily_limit_usd="0.1")
-    FeatureBudgetFactory(daily_limit_usd="0.2")
+    FeatureBudgetFactory.create(daily_limit_usd="0.1")
+    FeatureBudgetFactory.create(daily_limit_usd="0.2")
 
     totals = FeatureBudget.objects.aggregate(Sum("daily_limit_usd"), Max("daily_limit_usd"))
 

@@ -26,13 +26,13 @@ PRICES = [
 @pytest.mark.parametrize("field", PRICES)
 def test_a_price_is_not_negative(field: str) -> None:
     with pytest.raises(IntegrityError, match=f"ai_budget_rate_{field}_ok"), transaction.atomic():
-        ModelRateFactory(**{field: "-0.000000001"})
+        ModelRateFactory.create(**{field: "-0.000000001"})
 
 
 @pytest.mark.parametrize("field", PRICES)
 @pytest.mark.parametrize("price", [0, None])
 def test_a_price_may_be_nothing_or_left_open(field: str, price: int | None) -> None:
-    ModelRateFactory(**{field: price})
+    ModelRateFactory.create(**{field: price})
 
 
 @pytest.mark.parametrize("length", [timedelta(0), timedelta(seconds=-1)])
@@ -41,14 +41,14 @@ def test_a_price_does_not_end_before_it_begins(length: timedelta) -> None:
         pytest.raises(IntegrityError, match="ai_budget_rate_ends_after_start"),
         transaction.atomic(),
     ):
-        ModelRateFactory(valid_from=FROM, valid_until=FROM + length)
+        ModelRateFactory.create(valid_from=FROM, valid_until=FROM + length)
 
 
 def test_a_model_has_one_price_from_a_date_on() -> None:
-    ModelRateFactory(valid_from=FROM)
+    ModelRateFactory.create(valid_from=FROM)
 
     with pytest.raises(IntegrityError), transaction.atomic():
-        ModelRateFactory(valid_from=FROM, input_usd=2)
+        ModelRateFactory.create(valid_from=FROM, input_usd=2)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_a_model_has_one_price_from_a_date_on() -> None:
     ],
 )
 def test_another_price_of_a_model_stands_beside_it(other: dict[str, object]) -> None:
-    ModelRateFactory(valid_from=FROM)
+    ModelRateFactory.create(valid_from=FROM)
 
-    ModelRateFactory(**{"valid_from": FROM, **other})
+    ModelRateFactory.create(**{"valid_from": FROM, **other})
 
     assert ModelRate.objects.count() == 2
 

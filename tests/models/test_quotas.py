@@ -17,7 +17,7 @@ pytestmark = pytest.mark.django_db
 
 def quota(**fields: Any) -> UserQuota:
     """Everyone's default, unless ``fields`` say otherwise."""
-    made: UserQuota = UserQuotaFactory(**{"user": None, **fields})
+    made: UserQuota = UserQuotaFactory.create(**{"user": None, **fields})
     return made
 
 
@@ -26,15 +26,15 @@ def for_everyone() -> dict[str, Any]:
 
 
 def for_everyone_and_a_feature() -> dict[str, Any]:
-    return {"feature": FeatureBudgetFactory(name="chat")}
+    return {"feature": FeatureBudgetFactory.create(name="chat")}
 
 
 def for_a_user() -> dict[str, Any]:
-    return {"user": UserFactory()}
+    return {"user": UserFactory.create()}
 
 
 def for_a_user_and_a_feature() -> dict[str, Any]:
-    return {"user": UserFactory(), "feature": FeatureBudgetFactory(name="chat")}
+    return {"user": UserFactory.create(), "feature": FeatureBudgetFactory.create(name="chat")}
 
 
 def for_a_group() -> dict[str, Any]:
@@ -89,13 +89,13 @@ def test_a_quota_that_becomes_anothers_is_refused() -> None:
 
 
 def test_quotas_for_different_purposes_stand_side_by_side() -> None:
-    feature, user = FeatureBudgetFactory(name="chat"), UserFactory()
+    feature, user = FeatureBudgetFactory.create(name="chat"), UserFactory.create()
 
     quota()
     quota(feature=feature)
     quota(user=user)
     quota(user=user, feature=feature)
-    quota(user=UserFactory(), feature=feature)
+    quota(user=UserFactory.create(), feature=feature)
     quota(**for_a_group())
 
     assert UserQuota.objects.count() == 6
@@ -175,10 +175,10 @@ def test_a_features_quota_goes_with_the_feature() -> None:
 
 
 def test_what_they_are_called() -> None:
-    feature = FeatureBudgetFactory(name="chat")
-    user = UserFactory(username="ada")
+    feature = FeatureBudgetFactory.create(name="chat")
+    user = UserFactory.create(username="ada")
 
-    assert str(UserQuota()) == "everyone"
-    assert str(UserQuota(user=user)) == "ada"
-    assert str(UserQuota(user=user, feature=feature)) == "ada, chat"
-    assert str(UserQuota(feature=feature)) == "everyone, chat"
+    assert str(quota()) == "everyone"
+    assert str(quota(user=user)) == "ada"
+    assert str(quota(user=user, feature=feature)) == "ada, chat"
+    assert str(quota(feature=feature)) == "everyone, chat"

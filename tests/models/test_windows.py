@@ -19,26 +19,26 @@ FIRST = date(2026, 5, 1)
 @pytest.mark.parametrize("field", ["spent_nanousd", "held_nanousd", "calls", "refused"])
 def test_no_balance_is_negative(field: str) -> None:
     with pytest.raises(IntegrityError, match="ai_budget_window_not_negative"), transaction.atomic():
-        SpendWindowFactory(**{field: -1})
+        SpendWindowFactory.create(**{field: -1})
 
 
 @pytest.mark.parametrize("field", ["spent_nanousd", "held_nanousd", "calls"])
 def test_no_balance_becomes_negative(field: str) -> None:
-    SpendWindowFactory()
+    SpendWindowFactory.create()
 
     with pytest.raises(IntegrityError, match="ai_budget_window_not_negative"), transaction.atomic():
         SpendWindow.objects.update(**{field: -1})
 
 
 def test_a_balance_has_one_row() -> None:
-    SpendWindowFactory(first_day=FIRST)
+    SpendWindowFactory.create(first_day=FIRST)
 
     with pytest.raises(IntegrityError), transaction.atomic():
-        SpendWindowFactory(first_day=FIRST)
+        SpendWindowFactory.create(first_day=FIRST)
 
 
 def test_a_balance_that_is_there_already_is_left_alone() -> None:
-    SpendWindowFactory(first_day=FIRST, spent_nanousd=5)
+    SpendWindowFactory.create(first_day=FIRST, spent_nanousd=5)
 
     SpendWindow.objects.bulk_create(
         [SpendWindow(scope="feature:chat", period="day", first_day=FIRST)], ignore_conflicts=True
@@ -48,14 +48,14 @@ def test_a_balance_that_is_there_already_is_left_alone() -> None:
 
 
 def test_the_first_day_and_the_first_month_are_two_balances() -> None:
-    SpendWindowFactory(first_day=FIRST, period="day")
-    SpendWindowFactory(first_day=FIRST, period="month")
+    SpendWindowFactory.create(first_day=FIRST, period="day")
+    SpendWindowFactory.create(first_day=FIRST, period="month")
 
     assert SpendWindow.objects.count() == 2
 
 
 def test_a_row_is_found_by_what_it_is_for() -> None:
-    window: SpendWindow = SpendWindowFactory(scope="user:7", period="month", first_day=FIRST)
+    window: SpendWindow = SpendWindowFactory.create(scope="user:7", period="month", first_day=FIRST)
 
     assert window.pk == SpendWindow.key_for("user:7", "month", FIRST)
     assert SpendWindow.objects.get(pk=window.pk).scope == "user:7"
@@ -64,7 +64,7 @@ def test_a_row_is_found_by_what_it_is_for() -> None:
 def test_the_longest_scope_fits() -> None:
     scope = f"subject:{'s' * 100},feature:{'f' * 64}"
 
-    window: SpendWindow = SpendWindowFactory(scope=scope, period="month", first_day=FIRST)
+    window: SpendWindow = SpendWindowFactory.create(scope=scope, period="month", first_day=FIRST)
 
     window.refresh_from_db()
     assert window.scope == scope

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -13,6 +14,9 @@ from django.utils.module_loading import import_string
 
 from ai_budget import money
 from ai_budget.conf import DEFAULTS, conf
+from ai_budget.ledger.base import Ledger
+from ai_budget.models.budgets import NAME_PATTERN
+from ai_budget.values import SITE
 
 _Check = Callable[[Any], bool]
 
@@ -33,9 +37,11 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """Report a ledger database that could lose or lock the record of a spend."""
+    if not isinstance(conf.given, dict):
+        return []  # check_settings says so
     alias = conf.LEDGER_DATABASE
     databases = settings.DATABASES
-    if alias not in databases:
+    if not isinstance(alias, str) or alias not in databases:
         return [
             Error(
                 f"AI_BUDGET['LEDGER_DATABASE'] is {alias!r}, which is not in DATABASES.",
@@ -43,11 +49,15 @@ def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
                 id="ai_budget.E004",
             )
         ]
-    return [*_atomic_requests(alias, databases), *_second_sqlite_alias(alias, databases)]
+    return [
+        *_atomic_requests(alias, databases),
+        *_second_sqlite_alias(alias, databases),
+        *_naive_datetimes(),
+    ]
 
 
 def _unknown_keys(given: dict[str, Any]) -> Iterator[CheckMessage]:
-    for key in sorted(set(given) - set(DEFAULTS)):
+    for key in sorted(set(given) - set(DEFAULTS), key=str):
         yield Error(
             f"AI_BUDGET has an unknown key {key!r}.",
             hint=f"Known keys: {', '.join(DEFAULTS)}.",
@@ -59,7 +69,7 @@ def _bad_values(given: dict[str, Any]) -> Iterator[CheckMessage]:
     for key, value in given.items():
         rule = _RULES.get(key)
         if rule is not None and not rule[0](value):
-            shown = "a value" if key == "API_KEY" else repr(value)
+            shown = "a value" if key in _SECRETS else repr(value)
             yield Error(
                 f"AI_BUDGET[{key!r}] is {shown}, which cannot be used.",
                 hint=f"It must be {rule[1]}.",
@@ -94,7 +104,7 @@ def _second_sqlite_alias(alias: str, databases: dict[str, Any]) -> Iterator[Chec
     if (
         alias != "default"
         and str(ledger.get("ENGINE", "")).endswith("sqlite3")
-        and ledger.get("NAME") == default.get("NAME")
+        and str(ledger.get("NAME")) == str(default.get("NAME"))
     ):
         yield Error(
             f"The ledger's alias {alias!r} is a second connection to the SQLite file of "
@@ -102,6 +112,15 @@ def _second_sqlite_alias(alias: str, databases: dict[str, Any]) -> Iterator[Chec
             hint="On SQLite leave LEDGER_DATABASE at 'default', and make paid calls outside "
             "transactions.",
             id="ai_budget.E006",
+        )
+
+
+def _naive_datetimes() -> Iterator[CheckMessage]:
+    if not settings.USE_TZ:
+        yield Error(
+            "USE_TZ is False: the windows that limits count in have no naive bounds.",
+            hint="Set USE_TZ = True. AI_BUDGET['TIME_ZONE'] says whose days and months count.",
+            id="ai_budget.E007",
         )
 
 
@@ -127,11 +146,25 @@ def _is_zone(value: Any) -> bool:
         return False
 
 
-def _is_path(value: Any) -> bool:
+def _is_feature(value: Any) -> bool:
+    return (
+        isinstance(value, str)
+        and value != SITE
+        and len(value) <= 64
+        and bool(re.match(NAME_PATTERN, value))
+    )
+
+
+def _is_alias(value: Any) -> bool:
+    return isinstance(value, str) and value in settings.CACHES
+
+
+def _is_ledger(value: Any) -> bool:
     try:
-        return isinstance(value, str) and bool(import_string(value))
+        found = import_string(value) if isinstance(value, str) else None
     except ImportError:
         return False
+    return isinstance(found, type) and issubclass(found, Ledger)
 
 
 def _optional(rule: _Check) -> _Check:
@@ -146,6 +179,8 @@ def _each(rule: _Check) -> _Check:
     return lambda value: isinstance(value, (list, tuple)) and all(rule(item) for item in value)
 
 
+# An address may carry a password.
+_SECRETS = {"API_KEY", "BASE_URL", "LEDGER_REDIS_URL"}
 _AMOUNT = "None or dollars as a Decimal, int or str of at most nine decimals, not negative"
 
 _RULES: dict[str, tuple[_Check, str]] = {
@@ -154,14 +189,17 @@ _RULES: dict[str, tuple[_Check, str]] = {
     "TIERS": (_each(_is_text), "a list of model names, the cheapest first"),
     "DEFAULT_MODEL": (_is_text, "a model's name"),
     "DEFAULT_MAX_TOKENS": (_is_count, "a number of tokens, at least 1"),
-    "DEFAULT_FEATURE": (_is_text, "a feature's name"),
+    "DEFAULT_FEATURE": (
+        _is_feature,
+        "a feature's name: at most 64 letters, digits, hyphens, underscores and dots",
+    ),
     "UNKNOWN_FEATURE": (_one_of("create", "refuse"), '"create" or "refuse"'),
     "DAILY_LIMIT_USD": (_is_limit, _AMOUNT),
     "MONTHLY_LIMIT_USD": (_is_limit, _AMOUNT),
     "TIME_ZONE": (_is_zone, "None or a zone's name such as Europe/Berlin"),
     "INFERENCE_GEO": (_one_of(None, "us", "global"), 'None, "us" or "global"'),
-    "CACHE_ALIAS": (lambda value: value in settings.CACHES, "an alias of CACHES"),
-    "LEDGER": (_is_path, "the dotted path of a ledger class"),
+    "CACHE_ALIAS": (_is_alias, "an alias of CACHES"),
+    "LEDGER": (_is_ledger, "the dotted path of a ledger class"),
     "LEDGER_DATABASE": (_is_text, "an alias of DATABASES"),
     "LEDGER_REDIS_URL": (_optional(_is_text), "None or an address such as redis://host:6379/0"),
     "ON_LEDGER_FAILURE": (_one_of("refuse", "allow"), '"refuse" or "allow"'),

@@ -374,7 +374,7 @@ class _StoreClock:
         if elapsed > CLOCK_SECONDS or slept:
             with connection.cursor() as cursor:
                 cursor.execute(query)
-                read = cursor.fetchone()[0]
+                read: datetime = cursor.fetchone()[0]
             store_at = read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
             self._reading = (periods.monotonic(), store_at, periods.now())
             return store_at
@@ -393,6 +393,8 @@ class _Statements:
         self.windows = quote(SpendWindow._meta.db_table)
         self.calls = quote(CallLog._meta.db_table)
         self.key = quote("key")
+        # A small table may be read whole otherwise, and every row on the way is locked, too.
+        self.by_key = " FORCE INDEX (PRIMARY)" if connection.vendor == "mysql" else ""
         self.columns = "spent_nanousd, held_nanousd, calls, refused"
         self.returned = f"{self.key}, {self.columns}"
         self.updates_return = connection.vendor == "postgresql" or (
@@ -455,7 +457,7 @@ class _Statements:
 
     def _select(self, count: int, *, lock: bool) -> str:
         statement = (
-            f"SELECT {self.key}, {self.columns} FROM {self.windows} "
+            f"SELECT {self.key}, {self.columns} FROM {self.windows}{self.by_key} "
             f"WHERE {self.key} IN ({_places(count)}) ORDER BY {self.key}"
         )
         if lock and self.connection.features.has_select_for_update:
@@ -474,7 +476,7 @@ class _Statements:
                 f"WHERE w.{self.key} = locked.locked_key"
             )
         ordered = f" ORDER BY {self.key}" if self.connection.vendor == "mysql" else ""
-        return f"UPDATE {self.windows} SET {change} WHERE {among}{ordered}"
+        return f"UPDATE {self.windows}{self.by_key} SET {change} WHERE {among}{ordered}"
 
     def _balances(self, cursor: Any, keys: Sequence[BalanceKey]) -> dict[BalanceKey, Balances]:
         by_row = {_primary_key(key): key for key in keys}

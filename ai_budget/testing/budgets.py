@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
+from django.db import transaction
 from django.test import override_settings
 
 from ai_budget import periods
@@ -41,9 +42,9 @@ def override_budget(
         .values_list("at_percent", "model")
     )
     budget, _ = manager.update_or_create(name=feature, defaults=fields)
-    if rungs is not None:
-        _set_rungs(budget, rungs)
     try:
+        if rungs is not None:
+            _set_rungs(budget, rungs)
         yield budget
     finally:
         if before is not None:
@@ -57,9 +58,11 @@ def override_budget(
 
 
 def _set_rungs(budget: FeatureBudget, rungs: Iterable[tuple[int, str]]) -> None:
-    budget.rungs.all().delete()
-    for percent, model in rungs:
-        budget.rungs.create(at_percent=percent, model=model)
+    # At once, or a rung that is refused would leave a test's transaction unusable.
+    with transaction.atomic(using=budget._state.db):
+        budget.rungs.all().delete()
+        for percent, model in rungs:
+            budget.rungs.create(at_percent=percent, model=model)
 
 
 @contextmanager
@@ -67,7 +70,8 @@ def freeze(at: datetime) -> Iterator[None]:
     """Let the budget's clock stand still at an aware moment inside the block."""
     if at.tzinfo is None:
         raise ValueError("freeze() takes an aware datetime")
-    with periods.override_clock(lambda: at):
+    moment = at.astimezone(UTC)
+    with periods.override_clock(lambda: moment):
         yield
 
 

@@ -1,0 +1,79 @@
+"""The periodic work, as cron runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from io import StringIO
+
+import pytest
+from django.core.management import call_command
+
+from ai_budget import periods
+from ai_budget.ledger.database import DatabaseLedger
+from ai_budget.models import CallLog
+from tests.ledger.given import NOON, limit, reserve, settle, settled
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def an_hour_later() -> Iterator[None]:
+    with periods.override_clock(lambda: NOON + timedelta(hours=1)):
+        yield
+
+
+def tick(verbosity: int = 1) -> str:
+    out = StringIO()
+    call_command("ai_budget_tick", stdout=out, verbosity=verbosity)
+    return out.getvalue()
+
+
+def test_what_is_overdue_is_booked() -> None:
+    reserve([limit(None)], 100)
+
+    tick()
+
+    assert CallLog.objects.get().status == "estimated"
+
+
+def test_it_says_how_many() -> None:
+    for _ in range(3):
+        reserve([limit(None)])
+
+    assert tick() == "3 overdue calls settled at their bound.\n"
+
+
+def test_it_goes_on_until_nothing_is_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = DatabaseLedger.settle_overdue
+    monkeypatch.setattr(DatabaseLedger, "settle_overdue", lambda self: whole(self, most=2))
+    for _ in range(5):
+        reserve([limit(None)])
+
+    assert tick() == "5 overdue calls settled at their bound.\n"
+
+
+def test_where_there_is_nothing_to_do_it_is_silent() -> None:
+    assert tick() == ""
+
+
+def test_it_says_so_when_it_is_asked() -> None:
+    assert tick(verbosity=2) == "0 overdue calls settled at their bound.\n"
+
+
+def test_a_call_on_its_way_is_left_alone() -> None:
+    reserve([limit(None)], deadline=NOON + timedelta(hours=2))
+
+    tick()
+
+    assert CallLog.objects.get().status == "reserved"
+
+
+def test_a_second_run_changes_nothing() -> None:
+    settle(reserve([limit(None)], 100), settled(60))
+    reserve([limit(None)], 100)
+    tick()
+    before = list(CallLog.objects.values())
+
+    assert tick() == ""
+    assert list(CallLog.objects.values()) == before

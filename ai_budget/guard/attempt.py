@@ -125,7 +125,13 @@ class OpenAttempt:
         turns.remember(self.attempt, _tool_use_ids(content))
         refused = stop_reason == "refusal" and not content
         self._book(
-            self._of_usage(usage, stop_reason=stop_reason, request_id=request_id, free=refused)
+            self._of_usage(
+                usage,
+                answered=str(message.get("model") or ""),
+                free=refused,
+                stop_reason=stop_reason,
+                request_id=request_id,
+            )
         )
 
     def book_stream(
@@ -142,7 +148,7 @@ class OpenAttempt:
         }
         if answer.complete:
             refused = answer.stop_reason == "refusal" and not answer.blocks
-            self._book(self._of_usage(answer.usage, free=refused, **seen))
+            self._book(self._of_usage(answer.usage, answered=answer.model, free=refused, **seen))
             return
         error = answer.error or failure or ("incomplete" if ended else "closed early")
         self._book(self._of_part(answer, error=error, seen=seen))
@@ -158,7 +164,7 @@ class OpenAttempt:
         if not answer.final_usage:
             most = answer.shown_tokens + ALLOWANCE_TOKENS
             usage["output_tokens"] = min(most, self.bound.output_tokens)
-        settlement = self._of_usage(usage, **seen)
+        settlement = self._of_usage(usage, answered=answer.model, **seen)
         return Settlement(
             status=Status.ESTIMATED,
             cost_nanousd=min(settlement.cost_nanousd, self.reservation.amounts.nanousd),
@@ -184,14 +190,21 @@ class OpenAttempt:
         hidden = thinks or self.bound.hidden or answer.unreadable or "iterations" in answer.usage
         return hidden and not answer.final_usage
 
-    def _of_usage(self, raw: Mapping[str, Any], *, free: bool = False, **seen: Any) -> Settlement:
+    def _of_usage(
+        self, raw: Mapping[str, Any], *, answered: str, free: bool = False, **seen: Any
+    ) -> Settlement:
         usage = Usage()
         try:
             usage = read_usage(raw)
             spent = (
                 0
                 if free
-                else cost(self.rates, usage, at=self.attempt.reserved_at, region=self.region)
+                else cost(
+                    self._rates_of(answered),
+                    usage,
+                    at=self.attempt.reserved_at,
+                    region=self.region,
+                )
             )
         except (UnclassifiedUsage, UnpricedModel) as error:
             log.warning("A call to %s is booked at its bound: %s", self.attempt.model, error)
@@ -204,6 +217,20 @@ class OpenAttempt:
             usage=usage,
             latency_ms=self._elapsed(),
             **seen,
+        )
+
+    def _rates_of(self, answered: str) -> ModelRates:
+        """Return the prices of the model that answered: a fallback, where there are any.
+
+        Elsewhere an answer names the model by another of its names, and never by its region.
+        """
+        if not self.body.get("fallbacks") or answered in ("", self.attempt.model):
+            return self.rates
+        return resolve(
+            answered,
+            at=self.attempt.reserved_at,
+            provider=self.attempt.provider,
+            region=self.region,
         )
 
     def _at_bound(self, error: str, **seen: Any) -> Settlement:

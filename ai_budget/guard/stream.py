@@ -32,6 +32,7 @@ class StreamedAnswer:
     was seen.
     """
 
+    model: str = ""
     usage: dict[str, Any] = field(default_factory=dict)
     begun: bool = False
     ended: bool = False
@@ -63,7 +64,9 @@ class StreamedAnswer:
             see(self, event)
 
     def _message_start(self, event: dict[str, Any]) -> None:
-        self._merge((event.get("message") or {}).get("usage"))
+        message = event.get("message") or {}
+        self.model = str(message.get("model") or "")
+        self._merge(message.get("usage"))
         self.begun = "input_tokens" in self.usage
 
     def _block_start(self, event: dict[str, Any]) -> None:

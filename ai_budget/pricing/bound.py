@@ -26,6 +26,7 @@ from datetime import datetime
 from fractions import Fraction
 from typing import Any, TypeGuard
 
+from ai_budget import money
 from ai_budget.exceptions import UnboundedCall
 from ai_budget.pricing.rates import BATCH, ModelRates, TokenRates, resolve
 from ai_budget.pricing.usage import SPEEDS
@@ -135,6 +136,9 @@ CLIENT_TOOLS_TOKENS = 1_024
 CLIENT_TOOL_TOKENS = 64
 """For the frame of each client tool."""
 
+MOST_TOKENS = 2**31 - 1
+"""What the journal's column holds; no model writes near as much."""
+
 OUTPUT_FORMAT_TOKENS = 1_024
 """For the system text that explains a schema of the output."""
 
@@ -237,8 +241,11 @@ def bound(
     if batch:
         total *= Fraction(*BATCH)
     total += Fraction(searches * rates.web_searches, 1_000)
+    nanousd = money.ceil_div(total.numerator, total.denominator)
+    if nanousd > money.MAX_NANOUSD or max_tokens > MOST_TOKENS:
+        raise UnboundedCall("The request may cost more than can be counted: lower max_tokens.")
     return Bound(
-        nanousd=-(-total.numerator // total.denominator),
+        nanousd=nanousd,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         web_searches=searches,

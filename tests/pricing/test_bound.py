@@ -571,3 +571,17 @@ def test_an_empty_list_of_servers_or_fallbacks_is_none() -> None:
     body = request(mcp_servers=[], fallbacks=None, tools=[])
 
     assert bound_of(body).output_tokens == 100
+
+
+@pytest.mark.parametrize("allow_unbounded", [False, True])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": 2**31},
+        {"tools": [{"type": "web_search_20260318", "name": "web_search", "max_uses": 2**40}]},
+    ],
+    ids=["max_tokens", "max_uses"],
+)
+def test_what_no_balance_can_hold_is_refused(fields: dict[str, Any], allow_unbounded: bool) -> None:
+    with pytest.raises(UnboundedCall, match="more than can be counted"):
+        bound_of(request(**fields), allow_unbounded=allow_unbounded)

@@ -27,6 +27,11 @@ def parse_usd(value: Decimal | int | str) -> int:
         raise ValueError(f"{value!r} is not an amount of dollars") from None
     if not amount.is_finite():
         raise ValueError(f"{value!r} is not a finite amount of dollars")
+    # By their magnitude first: arithmetic on the most extreme ones fails in its own way.
+    if amount and amount.adjusted() > 10:
+        raise ValueError(f"{value!r} dollars are more than can be stored")
+    if amount and amount.adjusted() < -9:
+        raise ValueError(f"{value!r} has more than nine decimals")
     # The caller's context may have less precision than an amount has digits.
     with localcontext(Context(prec=50)):
         if abs(amount) > Decimal(MAX_NANOUSD) / NANO_PER_USD:

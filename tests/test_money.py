@@ -195,3 +195,9 @@ def test_what_is_shown_is_within_half_a_unit(nanousd: int, decimals: int) -> Non
         assert 0 < abs(Fraction(nanousd, NANO_PER_USD)) < unit / 2
     else:
         assert abs(figure - Fraction(nanousd, NANO_PER_USD)) <= unit / 2
+
+
+@pytest.mark.parametrize("amount", ["1e999999999", "-1e999999999", "1e-999999999"])
+def test_the_most_extreme_amounts_are_refused_like_others(amount: str) -> None:
+    with pytest.raises(ValueError, match="more than"):
+        parse_usd(Decimal(amount))

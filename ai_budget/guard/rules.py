@@ -11,13 +11,14 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, connections
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import FilteredRelation, Q, QuerySet
 
 from ai_budget import money
 from ai_budget.conf import conf
-from ai_budget.exceptions import FeatureDisabled, LedgerUnavailable
+from ai_budget.exceptions import FeatureDisabled
+from ai_budget.ledger.database import retry
 from ai_budget.models import FeatureBudget, UserQuota
 from ai_budget.models.budgets import NAME_PATTERN
 from ai_budget.policy.limits import Budget, Quota, Rules, Rung
@@ -30,12 +31,7 @@ def read_rules(charge: Charge, *, at: datetime) -> Rules:
     An unknown feature gets a budget with the defaults, or raises ``FeatureDisabled``, as the
     setting ``UNKNOWN_FEATURE`` says. Raises ``LedgerUnavailable`` where they cannot be read.
     """
-    try:
-        return _read(charge, at)
-    except (DatabaseError, InterfaceError) as error:
-        raise LedgerUnavailable(
-            f"The budgets in force could not be read ({type(error).__name__}). Nothing was sent."
-        ) from None
+    return retry(connections[conf.LEDGER_DATABASE], lambda: _read(charge, at))
 
 
 def _read(charge: Charge, at: datetime) -> Rules:

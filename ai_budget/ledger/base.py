@@ -36,9 +36,6 @@ SATURATED_RETRY_SECONDS = 2
 class Ledger(ABC):
     """The only gate: nothing is sent that was not reserved here first."""
 
-    has_clock = False
-    """Whether the store tells the time, so that a worker's wrong clock changes nothing."""
-
     @abstractmethod
     def now(self) -> datetime:
         """Return the present in UTC, by the store's clock where it has one."""

@@ -67,8 +67,6 @@ class _WindowsMissing(Exception):
 class DatabaseLedger(Ledger):
     """Balances as rows of SpendWindow, the journal as rows of CallLog, one transaction for both."""
 
-    has_clock = True
-
     def __init__(self) -> None:
         self._clocks: dict[str, _StoreClock] = {}
 
@@ -83,7 +81,7 @@ class DatabaseLedger(Ledger):
         clock = self._clocks.get(alias)
         if clock is None:
             clock = self._clocks[alias] = _StoreClock(alias)
-        return _retry(connections[alias], clock.now)
+        return retry(connections[alias], clock.now)
 
     def ensure_durable(self) -> None:
         _ensure_durable(connections[self.alias])
@@ -105,7 +103,7 @@ class DatabaseLedger(Ledger):
             return Reservation(id=row, attempt=attempt, amounts=amounts, balances=tuple(keys))
 
         try:
-            return _retry(connection, step)
+            return retry(connection, step)
         except LimitReached as refused:
             counted = {limit.key for limit in limits if limit.scope == refused.scope}
             # One that cannot be counted is a refusal all the same.
@@ -152,7 +150,7 @@ class DatabaseLedger(Ledger):
     def settle(self, reservation: Reservation, settlement: Settlement) -> None:
         connection = connections[self.alias]
         _ensure_durable(connection)
-        _retry(connection, lambda: self._settle(connection, reservation, settlement))
+        retry(connection, lambda: self._settle(connection, reservation, settlement))
 
     def _settle(
         self, connection: BaseDatabaseWrapper, reservation: Reservation, settlement: Settlement
@@ -181,13 +179,13 @@ class DatabaseLedger(Ledger):
         wanted = sorted(set(keys), key=_primary_key)
         if not wanted:
             return {}
-        return _retry(connection, lambda: _statements(connection).read(connection, wanted))
+        return retry(connection, lambda: _statements(connection).read(connection, wanted))
 
     def count_refusal(self, keys: Iterable[BalanceKey]) -> None:
         connection = connections[self.alias]
         refused = sorted(set(keys), key=_primary_key)
         if refused:
-            _retry(connection, lambda: self._count_refusal(connection, refused))
+            retry(connection, lambda: self._count_refusal(connection, refused))
 
     def _count_refusal(self, connection: BaseDatabaseWrapper, keys: Sequence[BalanceKey]) -> None:
         try:
@@ -203,17 +201,17 @@ class DatabaseLedger(Ledger):
         rows = CallLog.objects.using(self.alias).filter(
             status=CallLog.Status.RESERVED, deadline__lt=self.now()
         )
-        overdue = _retry(connections[self.alias], lambda: list(rows.order_by("deadline")[:most]))
+        overdue = retry(connections[self.alias], lambda: list(rows.order_by("deadline")[:most]))
+        settled, failure = 0, None
         for row in overdue:
-            self.settle(
-                _reservation_of(row),
-                Settlement(
-                    status=Status.ESTIMATED,
-                    cost_nanousd=row.reserved_nanousd,
-                    error="deadline passed",
-                ),
-            )
-        return len(overdue)
+            try:
+                self.settle(_reservation_of(row), _at_bound(row))
+                settled += 1
+            except LedgerUnavailable as error:
+                failure = error  # one row that will not settle holds up no other
+        if failure is not None and not settled:
+            raise failure
+        return settled
 
 
 def _ensure_durable(connection: BaseDatabaseWrapper) -> None:
@@ -295,6 +293,12 @@ def _reservation_of(row: CallLog) -> Reservation:
     )
 
 
+def _at_bound(row: CallLog) -> Settlement:
+    return Settlement(
+        status=Status.ESTIMATED, cost_nanousd=row.reserved_nanousd, error="deadline passed"
+    )
+
+
 # Transactions
 
 
@@ -307,7 +311,7 @@ def _transaction(connection: BaseDatabaseWrapper) -> Iterator[Any]:
         yield cursor
 
 
-def _retry(connection: BaseDatabaseWrapper, step: Callable[[], Result]) -> Result:
+def retry(connection: BaseDatabaseWrapper, step: Callable[[], Result]) -> Result:
     """Run a step again after deadlocks and lock timeouts, a bounded number of times."""
     for tries in range(1, TRIES + 1):
         used = connection.connection
@@ -476,7 +480,16 @@ class _Statements:
                 f"WHERE w.{self.key} = locked.locked_key"
             )
         ordered = f" ORDER BY {self.key}" if self.connection.vendor == "mysql" else ""
-        return f"UPDATE {self.windows}{self.by_key} SET {change} WHERE {among}{ordered}"
+        return (
+            f"{self._patience()}UPDATE {self.windows}{self.by_key} SET {change} "
+            f"WHERE {among}{ordered}"
+        )
+
+    def _patience(self) -> str:
+        """Say how long MariaDB waits in an update; MySQL waits as long as its server is set to."""
+        if not getattr(self.connection, "mysql_is_mariadb", False):
+            return ""
+        return f"SET STATEMENT innodb_lock_wait_timeout = {LOCK_TIMEOUT_SECONDS} FOR "
 
     def _balances(self, cursor: Any, keys: Sequence[BalanceKey]) -> dict[BalanceKey, Balances]:
         by_row = {_primary_key(key): key for key in keys}
@@ -567,7 +580,7 @@ class _Statements:
             "error": settlement.error[:64],
         }
         given = [values[name] for name in (*_CLOSED, *_REPORTED)]
-        cursor.execute(self.update, [*given, row, status.value])
+        cursor.execute(self._patience() + self.update, [*given, row, status.value])
         return bool(cursor.rowcount)
 
     def lock_estimate(self, cursor: Any, row: int) -> int | None:

@@ -243,7 +243,8 @@ class LimitOverride(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.get_period_display()}: {money.format_usd(money.parse_usd(self.amount_usd or 0))}"
+        amount = money.format_usd(money.parse_usd(self.amount_usd or 0))
+        return f"{self.get_period_display()}: {amount}"
 
 
 class QuotaKeyField(_CharField):

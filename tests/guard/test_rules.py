@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import Group
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, connections
 from django.test import override_settings
 from pytest_django import DjangoAssertNumQueries
 
@@ -462,3 +464,36 @@ def test_rules_that_cannot_be_read_are_an_error_of_ours() -> None:
         rules()
 
     assert raised.value.__cause__ is None
+
+
+@pytest.mark.contention
+@pytest.mark.django_db(transaction=True)
+def test_a_feature_that_many_threads_find_unknown_is_created_once() -> None:
+    start = threading.Barrier(8)
+
+    def work(_number: int) -> str:
+        try:
+            connection.ensure_connection()
+            start.wait(timeout=30)
+            return rules("brand-new").feature.name
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        assert set(pool.map(work, range(8))) == {"brand-new"}
+    assert FeatureBudget.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_rules_are_read_over_a_new_connection_where_the_old_one_was_lost() -> None:
+    budget(daily_limit_usd=5)
+    lost = connection.connection
+
+    def hung_up(execute: Any, *rest: Any) -> Any:
+        if connection.connection is lost:
+            connection.close()
+            raise OperationalError("the server closed the connection")
+        return execute(*rest)
+
+    with connection.execute_wrapper(hung_up):
+        assert rules().feature.daily_limit == 5 * DOLLAR

@@ -7,10 +7,11 @@ from datetime import timedelta
 import pytest
 from django.contrib.auth import get_user_model
 
+from ai_budget.exceptions import LedgerUnavailable
 from ai_budget.ledger import base as ledgers
 from ai_budget.models import CallLog
 from ai_budget.policy.limits import Quota
-from ai_budget.values import Charge
+from ai_budget.values import Charge, Reservation, Settlement
 from tests.ledger.conftest import Clock
 from tests.ledger.given import (
     RELEASED,
@@ -138,3 +139,24 @@ def test_a_round_takes_no_more_than_it_is_told(clock: Clock) -> None:
     clock.pass_by(DEADLINE + MOMENT)
 
     assert [settle_overdue(most=2) for _ in range(3)] == [2, 1, 0]
+
+
+def test_one_that_will_not_settle_holds_up_no_other(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, next_one = reserve([limit(None)]), reserve([limit(None)])
+    clock.pass_by(DEADLINE + MOMENT)
+    ledger = ledgers.current()
+    settle_it = ledger.settle
+
+    def refuse_the_first(reservation: Reservation, settlement: Settlement) -> None:
+        if reservation.id == stuck.id:
+            raise LedgerUnavailable
+        settle_it(reservation, settlement)
+
+    monkeypatch.setattr(ledger, "settle", refuse_the_first)
+
+    assert settle_overdue() == 1
+    assert (row(stuck).status, row(next_one).status) == ("reserved", "estimated")
+    with pytest.raises(LedgerUnavailable):
+        settle_overdue()

@@ -23,7 +23,7 @@ def run(code: str, **environment: str) -> str:
     variables = {
         name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"
     }
-    paths = os.pathsep.join([os.getcwd(), str(ROOT)])
+    paths = os.pathsep.join([str(Path(__file__).resolve().parents[1]), str(ROOT)])
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env={**variables, "PYTHONPATH": paths, **environment},

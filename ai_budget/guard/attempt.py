@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db import connections
+
 from ai_budget import money, periods, signals
 from ai_budget.conf import conf
 from ai_budget.exceptions import (
@@ -23,11 +25,12 @@ from ai_budget.exceptions import (
     UnpricedModel,
 )
 from ai_budget.guard import turns
-from ai_budget.guard.charge import OpenCall, Payer, current_call, current_payer
+from ai_budget.guard.charge import OpenCall, Payer, current_call, current_payer, outside_calls
 from ai_budget.guard.rules import read_rules
 from ai_budget.guard.stream import ALLOWANCE_TOKENS, StreamedAnswer
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.base import Ledger
+from ai_budget.ledger.database import retry
 from ai_budget.models import CallLog
 from ai_budget.policy.ladder import Choice, choose_model, percent_used
 from ai_budget.policy.limits import Rules, dollar_limits, ensure_enabled, limits_in_force
@@ -457,11 +460,16 @@ def _choose(
 
 
 def _takes(model: str, body: Mapping[str, Any], outgoing: Outgoing, at: datetime) -> bool:
-    """Say whether a model has a price and accepts the request's parameters."""
+    """Say whether a model has a price, is no dearer, and accepts the request's parameters."""
+    where: dict[str, Any] = {"at": at, "provider": outgoing.provider, "region": outgoing.region}
     try:
-        rates = resolve(model, at=at, provider=outgoing.provider, region=outgoing.region)
+        rates = resolve(model, **where)
         rates.bands(str(body.get("speed") or ""))
+        asked = resolve(str(body["model"]), **where).at(0, "")
     except UnpricedModel:
+        return False
+    offered = rates.at(0, "")
+    if offered.input > asked.input or offered.output > asked.output:
         return False
     thinking = body.get("thinking")
     output = body.get("output_config")
@@ -483,8 +491,10 @@ def _identity(outgoing: Outgoing, call: OpenCall | None) -> tuple[uuid.UUID, int
     call_id = uuid.uuid5(uuid.NAMESPACE_OID, outgoing.key)
     if not outgoing.retries:
         return call_id, 0, True
-    earlier = CallLog.objects.using(conf.LEDGER_DATABASE).filter(call_id=call_id, counted=1)
-    return call_id, outgoing.retries, not earlier.exclude(status=Status.RELEASED).exists()
+    alias = conf.LEDGER_DATABASE
+    earlier = CallLog.objects.using(alias).filter(call_id=call_id, counted=1)
+    counting = earlier.exclude(status=Status.RELEASED)
+    return call_id, outgoing.retries, not retry(connections[alias], counting.exists)
 
 
 def _patience(outgoing: Outgoing) -> timedelta:
@@ -505,6 +515,8 @@ def _tool_use_ids(content: Any) -> list[str]:
 
 def _send(signal: Any, **values: Any) -> None:
     """Tell who listens; a listener's mistake is logged and changes nothing."""
-    for receiver, result in signal.send_robust(sender=OpenAttempt, **values):
+    with outside_calls():
+        results = signal.send_robust(sender=OpenAttempt, **values)
+    for receiver, result in results:
         if isinstance(result, Exception):
             log.error("The receiver %r failed: %s", receiver, type(result).__name__)

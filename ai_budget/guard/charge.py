@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.contrib.auth import get_user_model
+
 from ai_budget.conf import conf
 from ai_budget.values import Charge, Kind, Reservation, Settlement, Usage
+
+LONGEST_SUBJECT = 100
+"""Characters that the journal keeps of a subject."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,19 +44,29 @@ class Payer:
 
         May query the database: a lazy user is fetched here.
         """
+        subject = self.subject or ""
+        if len(subject) > LONGEST_SUBJECT:
+            raise ValueError(f"A subject has at most {LONGEST_SUBJECT} characters.")
+        if not all(isinstance(text, str) for pair in self.tags.items() for text in pair):
+            raise TypeError("The names and values of tags are texts.")
         return Charge(
             feature=self.feature or conf.DEFAULT_FEATURE,
             user_id=user_id_of(self.user),
-            subject=self.subject or "",
+            subject=subject,
             tags=dict(self.tags),
         )
 
 
 def user_id_of(user: Any) -> Any:
-    """Return the primary key of a user; None for nobody and for visitors."""
+    """Return the primary key of a user; None for nobody and for visitors.
+
+    A key that is given as such is brought to its own type: one user has one balance.
+    """
     if user is None or not getattr(user, "is_authenticated", True):
         return None
-    return getattr(user, "pk", user)
+    if hasattr(user, "pk"):
+        return user.pk
+    return get_user_model()._meta.pk.to_python(user)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +175,17 @@ class OpenCall:
 
     def __exit__(self, *error: object) -> None:
         _call.set(self.outer)
+
+
+@contextmanager
+def outside_calls() -> Iterator[None]:
+    """Run code of others, whose calls are their own."""
+    inside = _call.get()
+    _call.set(None)
+    try:
+        yield
+    finally:
+        _call.set(inside)
 
 
 def current_call() -> OpenCall | None:

@@ -43,7 +43,7 @@ def client(
     import anthropic
 
     payer = Payer(feature=feature, user=user, subject=subject, tags=tags or {})
-    bare = anthropic.Anthropic(**(_settings() | options)) if options else _shared(*_key())
+    bare = anthropic.Anthropic(**_settings(options)) if options else _shared(*_key())
     guarded: Anthropic = _guarded(bare, payer)
     return guarded
 
@@ -60,7 +60,7 @@ def async_client(
     import anthropic
 
     payer = Payer(feature=feature, user=user, subject=subject, tags=tags or {})
-    bare = anthropic.AsyncAnthropic(**(_settings() | options)) if options else _shared_async()
+    bare = anthropic.AsyncAnthropic(**_settings(options)) if options else _shared_async()
     guarded: AsyncAnthropic = _guarded(bare, payer)
     return guarded
 
@@ -109,9 +109,16 @@ def _region(client: Any) -> Any:
     return getattr(client, "region", None) or getattr(client, "location", None)
 
 
-def _settings() -> dict[str, Any]:
+_CREDENTIALS = frozenset({"api_key", "auth_token", "credentials", "config", "profile"})
+"""Options of the SDK that say who calls, where the settings need not."""
+
+
+def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings' options for the SDK, under the ones that are given."""
+    if options.keys() & _CREDENTIALS:
+        return {"base_url": conf.BASE_URL, **options}
     key, base_url = _key()
-    return {"api_key": key, "base_url": base_url}
+    return {"api_key": key, "base_url": base_url, **options}
 
 
 def _key() -> tuple[str, str | None]:

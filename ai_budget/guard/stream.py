@@ -10,7 +10,7 @@ import base64
 import json
 import struct
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -289,19 +289,14 @@ def tap_classes() -> tuple[type[Any], type[Any]]:
                 self._finish = finish
 
             async def __aiter__(self) -> AsyncIterator[bytes]:
-                chunks = aiter(self._body)
                 try:
-                    async for chunk in chunks:
+                    async for chunk in self._body:
                         self._reader.feed(chunk)
                         yield chunk
                     self._ended = True
                 except Exception as error:
                     self._failure = type(error).__name__
                     raise
-                finally:
-                    # Here and now: left over, the loop would close it in a task of its own.
-                    if isinstance(chunks, AsyncGenerator):
-                        await chunks.aclose()
 
             async def aclose(self) -> None:
                 try:

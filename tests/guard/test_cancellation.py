@@ -77,8 +77,9 @@ async def let_go(task: asyncio.Task[Any]) -> None:
 
 async def until_booked() -> None:
     """Wait for what goes on behind a caller who has left."""
-    while middleware._running:
-        await asyncio.gather(*middleware._running, return_exceptions=True)
+    async with asyncio.timeout(10):
+        while middleware._running:
+            await asyncio.wait(middleware._running)
     await in_db(rows)  # and for the thread of the database to be free again
 
 
@@ -158,6 +159,25 @@ async def test_a_second_cancellation_does_not_lose_the_booking(
     await gate.wait()
     await let_go(task)
     gate.opened.set()
+    await until_booked()
+
+    await in_db(assert_at_bound)
+
+
+async def test_a_booking_that_waits_for_its_thread_is_not_cancelled_with_its_caller(
+    api: AnthropicSimulator, async_client: anthropic.AsyncAnthropic, gate: Gate
+) -> None:
+    api.enqueue(Hang(seconds=30))
+    task = asyncio.create_task(async_client.messages.create(**ASKED))
+    await until_asked(api)
+    busy = asyncio.create_task(sync_to_async(gate.opened.wait)(10))
+    await asyncio.sleep(0)
+
+    task.cancel()
+    await asyncio.to_thread(wait_until, lambda: middleware._running)
+    await let_go(task)
+    gate.opened.set()
+    assert await busy
     await until_booked()
 
     await in_db(assert_at_bound)
@@ -298,14 +318,41 @@ async def test_a_coroutine_that_is_thrown_away_while_it_reserves_gives_everythin
     assert (await in_db(assert_released)).error == "GeneratorExit"
 
 
+def test_a_coroutine_that_is_thrown_away_after_its_loop_is_left_to_the_tick(
+    api: AnthropicSimulator,
+) -> None:
+    sent = asyncio.Event()
+    calls: list[Coroutine[Any, Any, Any]] = []
+
+    async def never(request: anthropic.APIRequest, call_next: Any) -> Any:
+        sent.set()
+        await asyncio.Event().wait()
+
+    async def begin() -> None:
+        client = ai_budget.async_client()
+        inside = client.with_options(middleware=[*client.middleware, never])
+        calls.append(inside.messages.create(**ASKED))
+        await drive(calls[0], until=sent.is_set)
+
+    asyncio.run(begin())
+    calls[0].close()
+
+    assert only_row().status == CallLog.Status.RESERVED
+
+
 async def throw_away(calling: Coroutine[Any, Any, Any], *, once: Callable[[], bool]) -> None:
     """Drive a coroutine without a task of its own, and drop it in the middle."""
-    while not once():
+    await drive(calling, until=once)
+    calling.close()
+
+
+async def drive(calling: Coroutine[Any, Any, Any], *, until: Callable[[], bool]) -> None:
+    """Drive a coroutine without a task of its own, up to a point."""
+    while not until():
         waited = calling.send(None)
         if waited is not None:
             waited._asyncio_future_blocking = False
-            await asyncio.to_thread(wait_until, lambda: once() or waited.done())  # noqa: B023
-    calling.close()
+            await asyncio.to_thread(wait_until, lambda: until() or waited.done())  # noqa: B023
 
 
 def test_an_interrupted_process_books_its_call_at_the_bound(
@@ -411,8 +458,8 @@ async def test_one_call_that_waits_for_its_booking_holds_up_no_other(
     await in_db(assert_balanced)
 
 
-def test_an_open_attempt_is_booked_by_one_of_two_threads(
-    api: AnthropicSimulator, client: anthropic.Anthropic, monkeypatch: pytest.MonkeyPatch
+def test_an_attempt_is_booked_once_whoever_comes_second(
+    api: AnthropicSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[OpenAttempt] = []
     book_message = OpenAttempt.book_message
@@ -422,11 +469,13 @@ def test_an_open_attempt_is_booked_by_one_of_two_threads(
         book_message(self, *args)
 
     monkeypatch.setattr(OpenAttempt, "book_message", book_and_keep)
-    client.messages.create(**ASKED)
+    answer = ai_budget.ask("Hello")
 
     opened[0].book_lost("a late second booking")
 
     assert_exact(api)
+    assert opened[0].call is not None
+    assert opened[0].call.cost_nanousd == answer.cost_nanousd
 
 
 async def test_the_thread_of_the_ledger_is_the_one_of_the_request(

@@ -145,6 +145,22 @@ def test_without_a_key_there_is_no_client(make: Any, monkeypatch: pytest.MonkeyP
         make()
 
 
+@pytest.mark.parametrize("options", [{"api_key": "own"}, {"auth_token": "own"}])
+def test_a_key_of_ones_own_needs_none_in_the_settings(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    with override_settings(AI_BUDGET={"BASE_URL": "http://127.0.0.1:9"}):
+        client = ai_budget.client(**options)
+
+    assert (client.api_key, client.auth_token) == (
+        options.get("api_key"),
+        options.get("auth_token"),
+    )
+    assert client.base_url == "http://127.0.0.1:9"
+    assert the_guard(client)
+
+
 async def test_async_clients_of_one_loop_share_their_connections() -> None:
     assert ai_budget.async_client()._client is ai_budget.async_client(feature="b")._client
 

@@ -259,6 +259,21 @@ def test_middleware_of_a_client_that_is_guarded_last_runs_around_the_guard(
     assert seen == [0, 1]
 
 
+def test_middleware_around_the_guard_cannot_send_what_it_has_not_read(
+    api: AnthropicSimulator,
+) -> None:
+    def replace(request: anthropic.APIRequest, call_next: Any) -> Any:
+        changed = request.copy()
+        changed.options.content = b'{"model": "claude-opus-5-5"}'
+        return call_next(changed)
+
+    bare = anthropic.Anthropic(api_key="key", base_url=api.base_url, middleware=[replace])
+    with bare, pytest.raises(UnboundedCall):
+        ai_budget.guard(bare, feature="chat").messages.create(**ASKED)
+
+    assert api.requests == []
+
+
 def test_each_request_of_middleware_around_the_guard_is_an_attempt(
     api: AnthropicSimulator,
 ) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
 import anthropic
+import httpx2
 import pytest
 
 import ai_budget
@@ -216,6 +218,101 @@ def test_a_call_that_connects_at_its_second_attempt_counts_once(
     assert_balanced()
 
 
+def test_an_ask_that_connects_at_its_second_attempt_counts_once(
+    api: AnthropicSimulator, settings: Any
+) -> None:
+    port = int(api.base_url.rpartition(":")[2])
+    with nobody_listens() as address:
+        settings.AI_BUDGET = {**settings.AI_BUDGET, "BASE_URL": address}
+
+        def reach_the_server(request: Any) -> None:
+            if request.headers["x-stainless-retry-count"] == "1":
+                request.url = request.url.copy_with(port=port)
+
+        ai_budget.client()._client.event_hooks = {"request": [reach_the_server]}
+        answer = ai_budget.ask("Hello")
+
+    assert statuses() == ["released", "settled"]
+    assert [row.counted for row in rows()] == [1, 1]
+    assert answer.cost_nanousd == rows()[1].cost_nanousd
+    assert site().calls == 1
+    assert_balanced()
+
+
+@contextmanager
+def proxy_that_refuses() -> Iterator[str]:
+    """A proxy that lets nobody through."""
+
+    def refuse_one() -> None:
+        connection, _ = port.accept()
+        with connection:
+            connection.recv(65_536)
+            connection.sendall(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as port:
+        thread = threading.Thread(target=refuse_one)
+        thread.start()
+        yield f"http://127.0.0.1:{port.getsockname()[1]}"
+        thread.join()
+
+
+def test_a_proxy_that_refuses_gives_money_and_call_back() -> None:
+    with proxy_that_refuses() as address:
+        bare = anthropic.Anthropic(
+            api_key="key",
+            base_url="https://api.invalid",
+            http_client=anthropic.DefaultHttpxClient(proxy=address),
+            max_retries=0,
+        )
+        with bare, pytest.raises(anthropic.APIConnectionError) as caught:
+            ai_budget.guard(bare).messages.create(**ASKED)
+
+    assert isinstance(caught.value.__cause__, httpx2.ProxyError)
+    assert_released()
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "cause"),
+    [
+        ({"base_url": "ftp://api.invalid"}, {}, httpx2.UnsupportedProtocol),
+        ({}, {"extra_headers": {"x-test": "a\nb"}}, httpx2.LocalProtocolError),
+    ],
+    ids=["protocol", "header"],
+)
+def test_what_cannot_be_sent_gives_money_and_call_back(
+    api: AnthropicSimulator,
+    options: dict[str, Any],
+    changes: dict[str, Any],
+    cause: type[Exception],
+) -> None:
+    client = ai_budget.client(max_retries=0, **options)
+
+    with pytest.raises(anthropic.APIConnectionError) as caught:
+        client.messages.create(**ASKED, **changes)
+
+    assert isinstance(caught.value.__cause__, cause)
+    assert_released()
+    assert api.requests == []
+
+
+def test_no_free_connection_gives_money_and_call_back(api: AnthropicSimulator) -> None:
+    http = httpx2.Client(
+        limits=httpx2.Limits(max_connections=1), timeout=httpx2.Timeout(30, pool=0.05)
+    )
+    bare = anthropic.Anthropic(
+        api_key="key", base_url=api.base_url, http_client=http, max_retries=0
+    )
+    with bare:
+        client = ai_budget.guard(bare)
+        stream = client.messages.create(**ASKED, stream=True)
+        with pytest.raises(anthropic.APITimeoutError):
+            client.messages.create(**ASKED)
+        list(stream)
+
+    assert statuses() == ["settled", "released"]
+    assert_balanced()
+
+
 def test_an_unreachable_proxy_gives_money_and_call_back(api: AnthropicSimulator) -> None:
     with nobody_listens() as address:
         http = anthropic.DefaultHttpxClient(proxy=address)
@@ -309,6 +406,21 @@ async def test_a_connection_cut_in_the_body_of_an_async_call_is_booked_at_the_bo
         await async_client.with_options(max_retries=0).messages.create(**ASKED)
 
     await in_db(assert_at_bound)
+
+
+@pytest.mark.parametrize("body", [b"<html>Please log in</html>", b"", b"[]", b'{"usage": 5}'])
+def test_an_answer_that_is_none_of_the_api_is_booked_at_the_bound(body: bytes) -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, content=body, headers={"content-type": "application/json"})
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    bare = anthropic.Anthropic(api_key="key", base_url="http://gateway.invalid", http_client=http)
+
+    with bare:
+        response = ai_budget.guard(bare).messages.with_raw_response.create(**ASKED)
+
+    assert response.http_response.content == body
+    assert assert_at_bound().error == "unreadable answer"
 
 
 def test_an_answer_that_is_no_message_is_booked_at_the_bound(

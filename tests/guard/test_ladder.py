@@ -179,6 +179,19 @@ def test_between_a_tool_call_and_its_result_the_model_stays(
     assert (last().model, last().requested_model) == (OPUS, OPUS)
 
 
+def test_who_asks_another_model_for_the_result_of_a_tool_gets_it(
+    api: AnthropicSimulator, client: anthropic.Anthropic
+) -> None:
+    api.enqueue(Reply(content=[TOOL_USE]))
+    with override_budget("chat", daily_limit_usd=1, rungs=LADDER):
+        client.messages.create(**ASKED)
+        client.messages.create(
+            **{**ASKED, "model": HAIKU, "messages": [*ASKED["messages"], TOOL_RESULT]}
+        )
+
+    assert (last().model, last().requested_model) == (HAIKU, HAIKU)
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_downgraded_turn_stays_with_its_model(
     api: AnthropicSimulator, client: anthropic.Anthropic, streamed: bool
@@ -263,3 +276,11 @@ def test_the_id_of_a_tool_call_may_be_any_text(
         client.messages.create(**{**ASKED, "messages": [{"role": "user", "content": result}]})
 
     assert last().model == SONNET
+
+
+def test_a_rung_is_no_reason_to_pay_more(api: AnthropicSimulator) -> None:
+    with override_budget("chat", daily_limit_usd=1, rungs=[(50, SONNET)]):
+        spend(api, 60)
+        answer = ai_budget.ask("Hello", feature="chat", model="claude-haiku-5-5")
+
+    assert (answer.model, answer.downgraded) == (HAIKU, False)

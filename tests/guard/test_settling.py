@@ -166,6 +166,25 @@ def test_a_listener_that_fails_changes_nothing(
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_a_call_that_a_listener_makes_is_its_own(api: AnthropicSimulator) -> None:
+    def review(**kwargs: Any) -> None:
+        if kwargs["reservation"].attempt.charge.feature == "chat":
+            ai_budget.client(feature="review").messages.create(**ASKED)
+
+    call_settled.connect(review)
+    try:
+        answer = ai_budget.ask("Hello", feature="chat", max_tokens=9)
+    finally:
+        call_settled.disconnect(review)
+
+    asked, reviewed = rows()
+    assert (asked.feature_id, asked.max_tokens) == ("chat", 9)
+    assert (reviewed.feature_id, reviewed.max_tokens) == ("review", 50)
+    assert asked.call_id == answer.call_id != reviewed.call_id
+    assert answer.cost_nanousd == asked.cost_nanousd
+    assert_balanced()
+
+
 def test_listeners_hear_of_what_was_settled_and_refused(
     api: AnthropicSimulator, client: anthropic.Anthropic
 ) -> None:

@@ -295,6 +295,10 @@ def test_what_was_read_counts_by_its_bytes(
     assert row.output_tokens >= len(read.encode()) + ALLOWANCE_TOKENS
 
 
+def test_the_allowance_covers_seconds_of_generation() -> None:
+    assert ALLOWANCE_TOKENS >= 4 * 100  # tokens a second, of a quick model
+
+
 def test_a_short_answer_is_never_booked_above_its_reservation(
     api: AnthropicSimulator, client: anthropic.Anthropic
 ) -> None:

@@ -19,6 +19,7 @@ from tests.guard.books import assert_balanced, assert_exact, bill, only_row, wai
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30  # seconds, for a machine that is busy
 STORY = "Once upon a time there was a budget that held. " * 30
 SLOWLY = Reply(text=STORY, chunk_delay=0.05)
@@ -69,6 +70,7 @@ def started(
         os.set_inheritable(fd, True)
         process = subprocess.Popen(
             [sys.executable, "-m", *COMMANDS[name].format(fd=fd).split()],
+            cwd=ROOT,
             env={**os.environ, "AI_BUDGET_TEST_API": api.base_url},
             pass_fds=[fd],
             stdout=output,

@@ -177,6 +177,18 @@ def test_a_stream_is_not_asked_for_by_a_keyword(verb: str) -> None:
     assert not CallLog.objects.exists()
 
 
+@pytest.mark.parametrize(
+    "option", [{"cache": "private"}, {"ttl": 60}, {"route": "length"}, {"wait": 5.0}]
+)
+def test_an_option_that_does_nothing_yet_is_refused(
+    api: AnthropicSimulator, option: dict[str, Any]
+) -> None:
+    with pytest.raises(NotImplementedError, match=next(iter(option))):
+        ai_budget.ask("Hello", **option)
+
+    assert api.requests == []
+
+
 def test_an_answer_with_unreadable_usage_is_still_an_answer(api: AnthropicSimulator) -> None:
     api.enqueue(Reply(text="Well", usage={"cache_read_input_tokens": "many"}))
 

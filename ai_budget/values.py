@@ -227,12 +227,12 @@ class Settlement:
 class Answer:
     """What ``ask`` returns: the text, who wrote it, and what it cost."""
 
-    text: str
+    text: str = field(repr=False)
     cost_nanousd: int
     model: str
     requested_model: str
     usage: Usage
-    message: Message
+    message: Message = field(repr=False)
     call_id: uuid.UUID
     cached: bool = False
 

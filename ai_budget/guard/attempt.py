@@ -34,7 +34,7 @@ from ai_budget.ledger.database import retry
 from ai_budget.models import CallLog
 from ai_budget.policy.ladder import Choice, choose_model, percent_used
 from ai_budget.policy.limits import Rules, dollar_limits, ensure_enabled, limits_in_force
-from ai_budget.pricing.bound import bound
+from ai_budget.pricing.bound import bound, json_bytes
 from ai_budget.pricing.cost import cost
 from ai_budget.pricing.rates import ModelRates, is_before_4_6, resolve
 from ai_budget.pricing.usage import read_usage
@@ -58,6 +58,9 @@ LONGEST_STREAM = timedelta(hours=1)
 
 LONGEST_WAIT = 86_400.0
 """Seconds of a timeout that count; some set it to infinity."""
+
+_WINDOW_BYTES = 3
+"""Bytes a token from which on a prompt is not expected to fit into a window."""
 
 _MODERN_THINKING = frozenset({"adaptive", "between_tools"})
 
@@ -470,6 +473,8 @@ def _takes(model: str, body: Mapping[str, Any], outgoing: Outgoing, at: datetime
         return False
     offered = rates.at(0, "")
     if offered.input > asked.input or offered.output > asked.output:
+        return False
+    if json_bytes(body) > _WINDOW_BYTES * rates.context_window:
         return False
     thinking = body.get("thinking")
     output = body.get("output_config")

@@ -407,7 +407,7 @@ def _tools(body: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 # The prompt
 
 
-def _json_bytes(body: Mapping[str, Any]) -> int:
+def json_bytes(body: Mapping[str, Any]) -> int:
     """Return the bytes of the body's JSON, the larger of UTF-8 and NFKC.
 
     A tokenizer may fold text to its compatibility form first, in which one letter of three
@@ -456,7 +456,7 @@ def _read_prompt(body: Mapping[str, Any], *, turns: int) -> _Prompt:
         prompt.marks.add("5m")
         prompt.whole_window = True
     if not prompt.whole_window:
-        prompt.text_tokens += _json_bytes(body) - prompt.media_bytes
+        prompt.text_tokens += json_bytes(body) - prompt.media_bytes
     return prompt
 
 

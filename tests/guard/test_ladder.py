@@ -284,3 +284,12 @@ def test_a_rung_is_no_reason_to_pay_more(api: AnthropicSimulator) -> None:
         answer = ai_budget.ask("Hello", feature="chat", model="claude-haiku-5-5")
 
     assert (answer.model, answer.downgraded) == (HAIKU, False)
+
+
+def test_a_rung_whose_window_is_too_small_is_skipped(api: AnthropicSimulator) -> None:
+    with override_budget("chat", daily_limit_usd=1, rungs=[(50, "claude-haiku-4-5")]):
+        spend(api, 60)
+        short = ai_budget.ask("Hello", feature="chat", model=OPUS)
+        long = ai_budget.estimate("word " * 130_000, feature="chat", model=OPUS)
+
+    assert (short.model, long.model) == ("claude-haiku-4-5", OPUS)

@@ -230,3 +230,12 @@ def test_an_estimate_does_not_show_what_it_is_of(api: AnthropicSimulator) -> Non
 def _is_ours(one: object) -> bool:
     module = str(type(one).__module__)
     return module.startswith("ai_budget") and not module.startswith("ai_budget.testing")
+
+
+def test_an_answer_does_not_show_its_text_unasked(anthropic_api: AnthropicSimulator) -> None:
+    anthropic_api.enqueue(Reply(text="a private answer"))
+
+    answer = ai_budget.ask("Hello", feature="chat")
+
+    assert "a private answer" in str(answer)
+    assert "private" not in repr(answer)

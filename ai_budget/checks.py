@@ -14,9 +14,8 @@ from django.utils.module_loading import import_string
 
 from ai_budget import money
 from ai_budget.conf import DEFAULTS, conf
-from ai_budget.ledger.base import Ledger
 from ai_budget.models.budgets import NAME_PATTERN
-from ai_budget.values import SITE
+from ai_budget.scopes import SITE
 
 _Check = Callable[[Any], bool]
 
@@ -160,6 +159,8 @@ def _is_alias(value: Any) -> bool:
 
 
 def _is_ledger(value: Any) -> bool:
+    from ai_budget.ledger.base import Ledger  # not before a check asks: it takes its time
+
     try:
         found = import_string(value) if isinstance(value, str) else None
     except ImportError:

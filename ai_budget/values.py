@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ai_budget import money
 from ai_budget.periods import Period, Window
+from ai_budget.scopes import SITE as SITE
 
 if TYPE_CHECKING:
     from anthropic.types import Message
-
-SITE = "*"
-"""The name of the budget that spans every feature."""
 
 
 class Measure(StrEnum):

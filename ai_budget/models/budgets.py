@@ -14,7 +14,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ai_budget import money
 from ai_budget.models.fields import UsdField
-from ai_budget.values import SITE
+from ai_budget.scopes import SITE
 
 if TYPE_CHECKING:
     _CharField = models.CharField[str, str]

@@ -1,0 +1,6 @@
+"""The names that scopes of budgets are told by; apart, because tables need nothing more."""
+
+from __future__ import annotations
+
+SITE = "*"
+"""The name of the budget that spans every feature."""

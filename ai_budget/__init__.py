@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ai_budget.decorators import limited
     from ai_budget.exceptions import (
         AIBudgetError,
         BudgetExceeded,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ai_budget.guard.charge import charge
     from ai_budget.guard.clients import async_client, client, guard
     from ai_budget.pricing.cost import price
-    from ai_budget.service import aask, ask, astream, estimate, stream
+    from ai_budget.service import aask, ask, astream, estimate, stream, usage
     from ai_budget.values import Answer, Usage
 
 __version__ = "0.1.0"
@@ -55,8 +56,10 @@ _HOMES = {
     "client": "guard.clients",
     "estimate": "service",
     "guard": "guard",  # the package itself, which can be called
+    "limited": "decorators",
     "price": "pricing.cost",
     "stream": "service",
+    "usage": "service",
 }
 
 __all__ = [
@@ -82,8 +85,10 @@ __all__ = [
     "client",
     "estimate",
     "guard",
+    "limited",
     "price",
     "stream",
+    "usage",
 ]
 
 

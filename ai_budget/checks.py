@@ -51,6 +51,7 @@ def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
     return [
         *_atomic_requests(alias, databases),
         *_second_sqlite_alias(alias, databases),
+        *_no_redis(),
         *_naive_datetimes(),
     ]
 
@@ -111,6 +112,20 @@ def _second_sqlite_alias(alias: str, databases: dict[str, Any]) -> Iterator[Chec
             hint="On SQLite leave LEDGER_DATABASE at 'default', and make paid calls outside "
             "transactions.",
             id="ai_budget.E006",
+        )
+
+
+def _no_redis() -> Iterator[CheckMessage]:
+    if not _is_ledger(conf.LEDGER) or not import_string(conf.LEDGER).needs_redis:
+        return
+    from ai_budget.ledger import redis_client  # only sites that use it import it
+
+    if _is_alias(conf.CACHE_ALIAS) and not redis_client.is_named():
+        yield Error(
+            "AI_BUDGET['LEDGER'] keeps its balances in Redis, and none is named.",
+            hint="Set AI_BUDGET['LEDGER_REDIS_URL'], or make the cache "
+            f"{conf.CACHE_ALIAS!r} one of Redis.",
+            id="ai_budget.E008",
         )
 
 

@@ -129,12 +129,18 @@ class Settings:
 
     @property
     def LEDGER_REDIS_URL(self) -> str | None:
-        """The Redis of the Redis ledger, where it is not the cache's own."""
+        """The Redis of the Redis ledger, where it is not the one of Django's cache.
+
+        A server or a cluster; ``redis://``, ``rediss://``, ``unix://`` or ``valkey://``.
+        """
         return cast("str | None", self._get("LEDGER_REDIS_URL"))
 
     @property
     def ON_LEDGER_FAILURE(self) -> str:
-        """ "refuse" calls while balances cannot be read, or "allow" them, outside any promise."""
+        """ "refuse" calls while Redis does not answer, or "allow" them, outside any promise.
+
+        What is let through is written to the journal, and counted when Redis is back.
+        """
         return cast(str, self._get("ON_LEDGER_FAILURE"))
 
     @property

@@ -105,7 +105,10 @@ class CallInsideTransaction(AIBudgetError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """Which limit said no, and the numbers it decided by."""
+    """Which limit said no, and the numbers it decided by.
+
+    ``delay`` is when trying again may succeed, in seconds; None where no waiting helps.
+    """
 
     scope: str
     period: str
@@ -117,6 +120,7 @@ class Refusal:
     exhausted: bool
     resets_at: datetime
     retry_after: int
+    delay: float | None = None
 
     def describe(self) -> str:
         state = "is used up" if self.exhausted else "is held by calls in flight"
@@ -133,4 +137,4 @@ class Refusal:
         return f"{amount:,} {self.measure}"
 
 
-_PERIODS = {"day": "daily", "month": "monthly"}
+_PERIODS = {"day": "daily", "month": "monthly", "minute": "per-minute"}

@@ -18,6 +18,7 @@ from django.http.response import HttpResponseBase
 from django.shortcuts import render
 from django.utils.cache import patch_vary_headers
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from ai_budget.exceptions import (
     AIBudgetError,
@@ -115,9 +116,11 @@ def refused(request: HttpRequest, error: AIBudgetError) -> HttpResponse | None:
 
 def _page(error: AIBudgetError) -> dict[str, Any]:
     limit = error if isinstance(error, LimitReached) else None
+    # What refills in a moment says so in its message.
+    dated = limit is not None and limit.exhausted and not isinstance(limit, RateLimited)
     return {
         "message": _message(error),
-        "resets_at": limit.resets_at if limit is not None and limit.exhausted else None,
+        "resets_at": limit.resets_at if limit is not None and dated else None,
         "quota": limit if isinstance(limit, QuotaExceeded) else None,
     }
 
@@ -128,12 +131,20 @@ def _details(error: AIBudgetError) -> dict[str, Any]:
         details["exhausted"] = error.exhausted
         details["retry_after"] = error.retry_after
         details["resets_at"] = error.resets_at.isoformat()
-    if isinstance(error, QuotaExceeded):
+    if isinstance(error, LimitReached) and _is_of_caller(error):
         details["measure"] = error.measure
         details["limit"] = error.limit
         details["spent"] = error.spent
         details["held"] = error.held
     return details
+
+
+def _is_of_caller(error: LimitReached) -> bool:
+    """Say whether a limit is the reader's own; what others use is not told."""
+    return isinstance(error, QuotaExceeded) or error.scope.startswith(_SCOPES_OF_CALLERS)
+
+
+_SCOPES_OF_CALLERS = ("user:", "subject:", "view:")
 
 
 def _type(error: AIBudgetError) -> str:
@@ -154,6 +165,12 @@ _TYPES: dict[type, str] = {
 def _message(error: AIBudgetError) -> str:
     if isinstance(error, LimitReached) and not error.exhausted:
         return _("Many answers are being written at this moment. Please try again shortly.")
+    if isinstance(error, RateLimited) and error.refusal.delay is not None:
+        return ngettext(
+            "Too many requests. Please try again in %(seconds)d second.",
+            "Too many requests. Please try again in %(seconds)d seconds.",
+            error.retry_after,
+        ) % {"seconds": error.retry_after}
     if isinstance(error, QuotaExceeded):
         return _("You have used what is yours for now.")
     if isinstance(error, LimitReached):

@@ -1,4 +1,4 @@
-"""The verbs: ask, stream, estimate, and their async twins.
+"""The verbs: ask, stream, estimate, usage, and the async twins of those that call.
 
 Each twin shares every rule with the other; only the awaiting differs. All decisions are made
 by the guard inside the client, which these verbs use as anybody would.
@@ -15,13 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from ai_budget import money
 from ai_budget.conf import conf
-from ai_budget.guard.attempt import Outgoing, decide
 from ai_budget.guard.charge import OpenCall, Payer, charge, current_payer
 from ai_budget.guard.clients import async_client, client
+from ai_budget.guard.opening import Outgoing, decide
+from ai_budget.guard.rules import preview_rules
+from ai_budget.guard.standing import (
+    Standing,
+    standing_of_caller,
+    standing_of_feature,
+    standing_of_site,
+)
 from ai_budget.ledger import base as ledgers
 from ai_budget.models import CallLog
 from ai_budget.pricing.cost import cost
-from ai_budget.values import Answer, Estimate, Kind, Usage
+from ai_budget.values import SITE, Answer, Estimate, Kind, Usage
 
 if TYPE_CHECKING:
     from anthropic.types import Message
@@ -55,13 +62,15 @@ def ask(
     """Ask Claude inside the budget of ``feature`` and return the answer with its cost.
 
     ``model`` and ``max_tokens`` (in tokens) default to the feature's, then to the settings';
-    the feature's ``max_tokens`` is also a cap. ``timeout`` is in seconds. ``cache``, ``ttl``,
-    ``route`` and ``wait`` have their names, and are refused until they are built. All other
-    keywords pass to the SDK's ``messages.create``. Raises ``BudgetExceeded`` and the other
-    errors of ``ai_budget.exceptions`` before anything is sent, and the SDK's own errors after.
+    the feature's ``max_tokens`` is also a cap. ``timeout`` is in seconds. ``wait`` is for how
+    many seconds a limit that refuses may be waited for, where waiting can help before they are
+    over: calls in flight that may give back, a rate per minute that refills. ``cache``, ``ttl``
+    and ``route`` have their names, and are refused until they are built. All other keywords
+    pass to the SDK's ``messages.create``. Raises ``BudgetExceeded`` and the other errors of
+    ``ai_budget.exceptions`` before anything is sent, and the SDK's own errors after.
     """
-    _refuse_unbuilt(cache=cache, ttl=ttl, route=route, wait=wait)
-    call = _call(Kind.ASK, model, max_tokens)
+    _refuse_unbuilt(cache=cache, ttl=ttl, route=route)
+    call = _call(Kind.ASK, model, max_tokens, wait)
     with charge(feature=feature, user=user, subject=subject, tags=tags), call:
         message = client().messages.create(
             **_request(prompt, system, model, max_tokens, timeout, params)
@@ -86,9 +95,9 @@ async def aask(
     timeout: float | None = None,  # noqa: ASYNC109 - the SDK's own, for one attempt
     **params: Any,
 ) -> Answer:
-    """Ask Claude without blocking the event loop. See ``ask``."""
-    _refuse_unbuilt(cache=cache, ttl=ttl, route=route, wait=wait)
-    call = _call(Kind.ASK, model, max_tokens)
+    """Ask Claude without blocking the event loop, not even to wait. See ``ask``."""
+    _refuse_unbuilt(cache=cache, ttl=ttl, route=route)
+    call = _call(Kind.ASK, model, max_tokens, wait)
     with charge(feature=feature, user=user, subject=subject, tags=tags), call:
         message = await async_client().messages.create(
             **_request(prompt, system, model, max_tokens, timeout, params)
@@ -118,8 +127,8 @@ def stream(
     Entering reserves and sends, and so raises what ``ask`` raises; leaving closes the stream
     wherever it is and books what was used.
     """
-    _refuse_unbuilt(cache=cache, ttl=ttl, route=route, wait=wait)
-    call = _call(Kind.STREAM, model, max_tokens)
+    _refuse_unbuilt(cache=cache, ttl=ttl, route=route)
+    call = _call(Kind.STREAM, model, max_tokens, wait)
     paying = charge(feature=feature, user=user, subject=subject, tags=tags)
     return StreamedText(call, paying, _request(prompt, system, model, max_tokens, timeout, params))
 
@@ -145,8 +154,8 @@ def astream(
 
     See ``stream``.
     """
-    _refuse_unbuilt(cache=cache, ttl=ttl, route=route, wait=wait)
-    call = _call(Kind.STREAM, model, max_tokens)
+    _refuse_unbuilt(cache=cache, ttl=ttl, route=route)
+    call = _call(Kind.STREAM, model, max_tokens, wait)
     paying = charge(feature=feature, user=user, subject=subject, tags=tags)
     return AsyncStreamedText(
         call, paying, _request(prompt, system, model, max_tokens, timeout, params)
@@ -170,14 +179,14 @@ def estimate(
     timeout: float | None = None,
     **params: Any,
 ) -> Estimate:
-    """Return what ``ask`` with the same arguments would cost now, and spend nothing.
+    """Return what ``ask`` with the same arguments would cost now; spend and write nothing.
 
     ``most`` is what would be reserved. ``expected`` takes four bytes of text for a token and
     the feature's own recent answers for the length of this one. Raises what ``ask`` raises for
     requests without a price or a bound.
     """
-    _refuse_unbuilt(cache=cache, ttl=ttl, route=route, wait=wait)
-    call = _call(Kind.ASK, model, max_tokens)
+    _refuse_unbuilt(cache=cache, ttl=ttl, route=route)
+    call = _call(Kind.ASK, model, max_tokens, wait)
     body = _body(_request(prompt, system, model, max_tokens, None, params))
     payer = Payer(feature=feature, user=user, subject=subject, tags=tags or {})
     paying = payer.over(current_payer()).charge()
@@ -187,7 +196,8 @@ def estimate(
     )
     at = ledger.now()
     with call:
-        decision = decide(outgoing, paying, ledger=ledger, at=at)
+        rules = preview_rules(paying, at=at)
+        decision = decide(outgoing, paying, rules, ledger=ledger, at=at)
     usual = Usage(
         input_tokens=max(1, decision.bound.input_tokens // _BYTES_A_TOKEN),
         output_tokens=_usual_output(paying.feature, decision.body["max_tokens"]),
@@ -200,6 +210,28 @@ def estimate(
         most_nanousd=most,
         model=decision.choice.model,
     )
+
+
+def usage(user: Any = None, *, feature: str | None = None, subject: str | None = None) -> Standing:
+    """Return what a user, a subject or a feature has spent, and what is left: to show in a product.
+
+    ``usage(user)`` is about all features together, ``usage(user, feature="chat")`` about what the
+    user does in that one, ``usage(feature="chat")`` about what everybody does in it, and "*" is
+    the whole site. Each has its own limits as they are in force now, overrides included; a wider
+    one may be tighter still.
+    Shadow mode shows the limits that it does not enforce. Spends nothing and writes nothing, so
+    a feature that nobody has used yet is not created. Raises ``TypeError`` where nobody is named:
+    a visitor without an account needs a ``subject``.
+    """
+    paying = Payer(user=user, feature=feature, subject=subject).charge()
+    callers = [paying.user_id is not None, bool(paying.subject)]
+    if all(callers):
+        raise TypeError("usage() is about a user or a subject, not both.")
+    if any(callers):
+        return standing_of_caller(paying, in_feature=feature is not None)
+    if feature is None or user is not None:
+        raise TypeError("Say whose usage: a user with an account, a subject or a feature.")
+    return standing_of_site() if feature == SITE else standing_of_feature(paying)
 
 
 def _usual_output(feature: str, max_tokens: int) -> int:
@@ -331,11 +363,21 @@ def _refuse_unbuilt(**options: Any) -> None:
             )
 
 
-def _call(kind: Kind, model: str | None, max_tokens: int | None) -> OpenCall:
+def _call(kind: Kind, model: str | None, max_tokens: int | None, wait: float | None) -> OpenCall:
     given = {"model": model, "max_tokens": max_tokens}
     return OpenCall(
-        kind=kind, left_open=frozenset(name for name, value in given.items() if value is None)
+        kind=kind,
+        left_open=frozenset(name for name, value in given.items() if value is None),
+        wait=0.0 if wait is None else _seconds(wait),
     )
+
+
+def _seconds(wait: float) -> float:
+    if isinstance(wait, bool) or not isinstance(wait, (int, float)):
+        raise TypeError(f"wait is a number of seconds, not {type(wait).__name__}.")
+    if not wait >= 0:  # not a number is no wait either
+        raise ValueError("wait is a number of seconds from 0 on.")
+    return float(wait)
 
 
 def _request(

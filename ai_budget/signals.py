@@ -12,7 +12,10 @@ call_settled = Signal()
 """An attempt was booked. Arguments: ``reservation`` and ``settlement`` (ai_budget.values)."""
 
 call_refused = Signal()
-"""A call was refused. Arguments: ``charge`` (ai_budget.values) and ``error`` (AIBudgetError)."""
+"""A call was refused for good, after what might have helped was tried.
+
+Arguments: ``charge`` (ai_budget.values) and ``error`` (AIBudgetError).
+"""
 
 call_downgraded = Signal()
 """A cheaper model took over. Arguments: ``charge``, ``requested_model``, ``model``, ``percent``."""

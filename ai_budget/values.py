@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 
 class Measure(StrEnum):
-    """What a limit counts."""
+    """What a limit counts: money, calls, HTTP attempts, or their tokens."""
 
     NANOUSD = "nanousd"
     CALLS = "calls"
+    REQUESTS = "requests"
+    TOKENS = "tokens"
 
 
 class Kind(StrEnum):
@@ -96,6 +98,15 @@ class Usage:
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.output_tokens
 
+    @property
+    def metered_tokens(self) -> int:
+        """The tokens that count against tokens per minute: all but those read from the cache.
+
+        https://platform.claude.com/docs/en/api/rate-limits
+        """
+        parts = [each.usage for each in self.iterations] or [self]
+        return sum(part.total_tokens - part.cache_read_tokens for part in parts)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Iteration:
@@ -142,6 +153,39 @@ class Limit:
         return BalanceKey(self.scope, self.window.period, self.window.first_day)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bucket:
+    """A limit that refills: ``amount`` requests or tokens at once, and again every ``seconds``.
+
+    It refills evenly, by the store's clock, and is full before its first use. ``scope`` is a
+    limit's, or begins with "view:" for what ``limited`` counts.
+    """
+
+    scope: str
+    measure: Measure
+    amount: int
+    seconds: int = 60
+    enforce: bool = True
+
+    @property
+    def milliseconds(self) -> int:
+        """How long it takes to refill."""
+        return self.seconds * 1000
+
+    def takes(self, amounts: Amounts) -> int:
+        """Return what an attempt takes from it: itself, or all its tokens."""
+        return amounts.tokens if self.measure is Measure.TOKENS else 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Level:
+    """What Anthropic's headers said is left of an organisation's limit, some time ago."""
+
+    measure: Measure
+    remaining: int
+    milliseconds_ago: int = 0
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class BalanceKey:
     """Names one balance: a scope in a calendar day or month."""
@@ -168,10 +212,11 @@ class Balances:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Amounts:
-    """What an attempt takes from each of its limits."""
+    """What an attempt takes from each of its limits; the tokens only from buckets."""
 
     nanousd: int
     calls: int = 1
+    tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,17 +243,27 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reservation:
-    """Money taken for an attempt. ``balances`` are the keys it was taken from."""
+    """Money taken for an attempt. ``balances`` are the keys it was taken from.
+
+    ``buckets`` are those it took requests and tokens from. ``unchecked`` says that the balances
+    could not be asked, and the settings let it pass.
+    """
 
     id: int
     attempt: Attempt
     amounts: Amounts
     balances: tuple[BalanceKey, ...]
+    buckets: tuple[Bucket, ...] = ()
+    unchecked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settlement:
-    """How an attempt ended: what it cost in truth, or the most it can have cost."""
+    """How an attempt ended: what it cost in truth, or the most it can have cost.
+
+    ``tokens`` are those that count per minute; None keeps all that were taken. ``levels`` are
+    what the answer said of the organisation's limits.
+    """
 
     status: Status
     cost_nanousd: int
@@ -219,6 +274,17 @@ class Settlement:
     first_token_ms: int | None = None
     error: str = ""
     keep_call: bool = True
+    tokens: int | None = None
+    levels: tuple[Level, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """A balance that is not the sum of the journal: what it was, and what it has to be."""
+
+    key: BalanceKey
+    kept: Balances
+    journal: Balances
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import django
 import pytest
@@ -13,7 +14,11 @@ from hypothesis import settings as hypothesis_settings
 from pytest_django import DjangoDbBlocker
 
 import ai_budget
+from ai_budget.conf import conf
+from ai_budget.ledger import base as ledgers
+from ai_budget.testing import AnthropicSimulator
 from tests.run import chromium
+from tests.settings import AI_BUDGET as GIVEN
 
 pytest_plugins = ["ai_budget.testing.pytest_plugin"]
 
@@ -41,6 +46,24 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
     yield
     with django_db_blocker.unblock():
         asyncio.run(sync_to_async(connections.close_all)())
+
+
+@pytest.fixture
+def anthropic_api(anthropic_api: AnthropicSimulator, settings: Any) -> AnthropicSimulator:
+    """The local API, with the ledger of this run: a site's tests have the database's."""
+    chosen = {key: GIVEN[key] for key in ("LEDGER", "LEDGER_REDIS_URL") if key in GIVEN}
+    settings.AI_BUDGET = {**settings.AI_BUDGET, **chosen}
+    return anthropic_api
+
+
+@pytest.fixture(autouse=True)
+def empty_redis() -> Iterator[None]:
+    """Forget the balances of the test before, as the database forgets its rows."""
+    yield
+    if conf.LEDGER.endswith("RedisLedger"):
+        ledger: Any = ledgers.current()
+        for key in ledger.client.scan_iter(match=f"{ledger.prefix}:*", count=1000):
+            ledger.client.unlink(key)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@
 ``AI_BUDGET_TEST_DB_NAME``       the test database's name; one per run unless given
 ``AI_BUDGET_TEST_USER_MODEL``    ``custom`` for a user model keyed by UUID
 ``AI_BUDGET_TEST_AUTO_FIELD``    DEFAULT_AUTO_FIELD, for instance ``django.db.models.AutoField``
+``AI_BUDGET_TEST_LEDGER``        ``redis`` for the ledger on Redis, at ``REDIS_URL``
 
 The servers are found through ``PGHOST``, ``PGPORT``, ``PGUSER``, ``PGPASSWORD`` and through
 ``MARIADB_HOST``, ``MARIADB_PORT``, ``MARIADB_USER``, ``MARIADB_PASSWORD``.
@@ -118,3 +119,9 @@ AI_BUDGET: dict[str, Any] = {
     # Nothing listens here: a test that forgets the local API fails instead of calling out.
     "BASE_URL": "http://127.0.0.1:9",
 }
+
+if env("AI_BUDGET_TEST_LEDGER") == "redis":
+    AI_BUDGET["LEDGER"] = "ai_budget.ledger.redis.RedisLedger"
+    AI_BUDGET["LEDGER_REDIS_URL"] = env("REDIS_URL", "redis://127.0.0.1:6379/0")
+    # Runs at the same time share the server.
+    CACHES["default"]["KEY_PREFIX"] = Path(str(DB_NAME)).name

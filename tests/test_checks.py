@@ -277,6 +277,36 @@ def test_e007_datetimes_without_a_zone() -> None:
     assert ids(messages) == ["ai_budget.E007"]
 
 
+# E008: a ledger on Redis without one -------------------------------------------------------------
+
+REDIS_LEDGER = "ai_budget.ledger.redis.RedisLedger"
+
+
+@pytest.mark.parametrize(
+    "backend", ["locmem.LocMemCache", "filebased.FileBasedCache", "dummy.DummyCache"]
+)
+def test_e008_a_ledger_on_redis_without_a_redis(backend: str) -> None:
+    cache = {"BACKEND": f"django.core.cache.backends.{backend}", "LOCATION": "unused"}
+    with override_settings(CACHES={"default": cache}):
+        (message,) = found({"LEDGER": REDIS_LEDGER})
+
+    assert message.id == "ai_budget.E008"
+    assert "LEDGER_REDIS_URL" in str(message.hint)
+
+
+@pytest.mark.parametrize(
+    "backend", ["django.core.cache.backends.redis.RedisCache", "django_redis.cache.RedisCache"]
+)
+def test_the_redis_of_the_cache_is_enough(backend: str) -> None:
+    cache = {"BACKEND": backend, "LOCATION": "redis://127.0.0.1:9/0"}
+    with override_settings(CACHES={"default": cache}):
+        assert found({"LEDGER": REDIS_LEDGER}) == []
+
+
+def test_an_address_of_redis_is_enough() -> None:
+    assert found({"LEDGER": REDIS_LEDGER, "LEDGER_REDIS_URL": "redis://127.0.0.1:9/0"}) == []
+
+
 # W001: no limit at all ---------------------------------------------------------------------------
 
 
@@ -304,6 +334,7 @@ def test_every_message_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
         messages = [
             *found([]),
             *found({"LEDGER_DATABASE": "elsewhere"}),
+            *found({"LEDGER": REDIS_LEDGER}),
             *found(
                 {
                     "NAME": 1,
@@ -316,7 +347,7 @@ def test_every_message_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     assert {message.id for message in messages} == {
-        *(f"ai_budget.E00{number}" for number in range(1, 8)),
+        *(f"ai_budget.E00{number}" for number in range(1, 9)),
         "ai_budget.W001",
     }
     assert all(message.hint for message in messages)

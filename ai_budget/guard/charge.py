@@ -11,6 +11,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 
+from ai_budget import periods
 from ai_budget.conf import conf
 from ai_budget.values import Charge, Kind, Reservation, Settlement, Usage
 
@@ -146,11 +147,14 @@ def exchange_levels(level: Level | None) -> Level | None:
 class OpenCall:
     """A call of one of our verbs: what its attempts have in common, and what became of them.
 
-    ``left_open`` names the parameters that the caller leaves to the feature's budget.
+    ``left_open`` names the parameters that the caller leaves to the feature's budget. ``wait``
+    is how many seconds all its attempts together may wait for limits, from the first refusal on.
     """
 
     kind: Kind
     left_open: frozenset[str] = frozenset()
+    wait: float = 0.0
+    deadline: float | None = None
     call_id: uuid.UUID = field(default_factory=uuid.uuid4)
     attempts: int = 0
     counted: bool = False
@@ -167,6 +171,13 @@ class OpenCall:
     def usage(self) -> Usage:
         """What the last attempt was booked with."""
         return self.settled[-1][1].usage if self.settled else Usage()
+
+    def patience(self) -> float:
+        """Return how many seconds it may still wait; the first time they begin to run."""
+        now = periods.monotonic()
+        if self.deadline is None:
+            self.deadline = now + self.wait
+        return max(0.0, self.deadline - now)
 
     def __enter__(self) -> OpenCall:
         self.outer = _call.get()

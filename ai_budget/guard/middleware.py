@@ -7,10 +7,12 @@ import gc
 import json
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 import anthropic
 import httpx2
@@ -19,8 +21,9 @@ from asgiref.sync import sync_to_async
 
 from ai_budget.exceptions import UnboundedCall, UnpricedEndpoint
 from ai_budget.guard import endpoints
-from ai_budget.guard.attempt import OpenAttempt, Outgoing, open_attempt
+from ai_budget.guard.attempt import OpenAttempt
 from ai_budget.guard.charge import Payer, current_payer
+from ai_budget.guard.opening import Count, Opening, Outgoing, Pause
 from ai_budget.guard.rules import read_rules
 from ai_budget.guard.stream import (
     BodyReader,
@@ -43,6 +46,9 @@ _RAW_RESPONSE_HEADER = "X-Stainless-Raw-Response"
 
 _WORKSPACE_HEADER = "anthropic-workspace-id"
 """Sends a request to another workspace than the key's own, with another default geography."""
+
+COUNT_SECONDS = 5.0
+"""How long the API may take to count a prompt, which it does in a fraction of one."""
 
 _NEVER_LEFT = (
     httpx2.ConnectError,
@@ -73,7 +79,7 @@ class BudgetGuard(Middleware):
             if kind != endpoints.FREE:
                 self._ensure_allowed(request)
             return call_next(request)
-        attempt = _open(self._outgoing(request), self.payer)
+        attempt = _open(Opening(self._outgoing(request), self.payer), request, call_next)
         try:
             response = call_next(_prepared(request, attempt))
         except BaseException as error:
@@ -93,7 +99,8 @@ class BudgetGuard(Middleware):
             if kind != endpoints.FREE:
                 await _in_thread(lambda: self._ensure_allowed(request))
             return await call_next(request)
-        attempt = await _open_async(self._outgoing(request), self.payer)
+        opening = Opening(self._outgoing(request), self.payer)
+        attempt = await _open_async(opening, request, call_next)
         try:
             response = await call_next(_prepared(request, attempt))
         except GeneratorExit as error:
@@ -171,6 +178,7 @@ def _receive(attempt: OpenAttempt, response: Any) -> Callable[[], None] | None:
         # Middleware inside the guard gave an answer of its own, whatever it asked for.
         return lambda: attempt.book_lost("replaced")
     request_id = response.headers.get("request-id", "")
+    attempt.hear(response.headers)
     if not response.is_success:
         return lambda: attempt.book_rejected(response.status_code, request_id)
     if response.is_closed:
@@ -295,12 +303,73 @@ until it is done. The next call books them, or the tick.
 """
 
 
-def _open(outgoing: Outgoing, payer: Payer) -> OpenAttempt:
+def _open(opening: Opening, request: anthropic.APIRequest, call_next: CallNext) -> OpenAttempt:
+    """Reserve; wait or let the prompt be counted where that may help."""
+    while True:
+        step = _reserve(opening)
+        if isinstance(step, OpenAttempt):
+            return step
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+        else:
+            opening.learn(_ask_count(request, step, call_next))
+
+
+def _reserve(opening: Opening) -> OpenAttempt | Pause | Count:
     """Reserve, after the bookings that were put off."""
     while _put_off:
         with suppress(IndexError):  # another thread was faster
             _book(_put_off.popleft())
-    return open_attempt(outgoing, payer)
+    return opening.reserve()
+
+
+def _ask_count(request: anthropic.APIRequest, count: Count, call_next: CallNext) -> int | None:
+    """Return the API's count of a prompt; None where it gives none, for whatever reason."""
+    try:
+        return _counted(call_next(_count_request(request, count)))
+    except Exception as error:
+        _uncounted(error)
+        return None
+
+
+async def _ask_count_async(
+    request: anthropic.APIRequest, count: Count, call_next: AsyncCallNext
+) -> int | None:
+    """See ``_ask_count``."""
+    try:
+        return _counted(await call_next(_count_request(request, count)))
+    except Exception as error:
+        _uncounted(error)
+        return None
+
+
+def _count_request(request: anthropic.APIRequest, count: Count) -> anthropic.APIRequest:
+    """Return a request for a count that goes where the message would, with the same headers."""
+    address = urlsplit(request.url)
+    options = request.options.model_copy()
+    options.url = urlunsplit(address._replace(path=f"{address.path.rstrip('/')}/count_tokens"))
+    options.json_data = count.request
+    options.idempotency_key = None
+    options.timeout = min(COUNT_SECONDS, _seconds(request.timeout) or COUNT_SECONDS)
+    options.headers = {
+        name: value for name, value in request.headers.items() if name != _RAW_RESPONSE_HEADER
+    }
+    return anthropic.APIRequest(
+        options=options, cast_to=anthropic.types.MessageTokensCount, retries_taken=0
+    )
+
+
+def _counted(response: Any) -> int | None:
+    received = _http_response(response)
+    if not isinstance(received, httpx2.Response) or not received.is_success:
+        return None
+    answer = _json(received)
+    tokens = answer.get("input_tokens") if isinstance(answer, dict) else None
+    return tokens if isinstance(tokens, int) and tokens >= 0 else None
+
+
+def _uncounted(error: Exception) -> None:
+    log.info("A prompt was not counted (%s); its first bound stands.", type(error).__name__)
 
 
 def _book(step: Callable[[], None]) -> None:
@@ -333,9 +402,23 @@ async def _in_thread(step: Callable[[], Result]) -> Result:
     return await asyncio.shield(task)
 
 
-async def _open_async(outgoing: Outgoing, payer: Payer) -> OpenAttempt:
+async def _open_async(
+    opening: Opening, request: anthropic.APIRequest, call_next: AsyncCallNext
+) -> OpenAttempt:
+    """Reserve without holding a thread meanwhile. See ``_open``."""
+    while True:
+        step = await _reserve_async(opening)
+        if isinstance(step, OpenAttempt):
+            return step
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+        else:
+            opening.learn(await _ask_count_async(request, step, call_next))
+
+
+async def _reserve_async(opening: Opening) -> OpenAttempt | Pause | Count:
     """Reserve; if the caller is cancelled meanwhile, give back what was taken."""
-    task = asyncio.get_running_loop().create_task(sync_to_async(_open)(outgoing, payer))
+    task = asyncio.get_running_loop().create_task(sync_to_async(_reserve)(opening))
     _keep(task)
     try:
         return await asyncio.shield(task)
@@ -344,13 +427,14 @@ async def _open_async(outgoing: Outgoing, payer: Payer) -> OpenAttempt:
         raise
 
 
-async def _give_back(task: asyncio.Future[OpenAttempt], reason: str) -> None:
+async def _give_back(task: asyncio.Future[OpenAttempt | Pause | Count], reason: str) -> None:
     """Release what was reserved for a caller who is gone."""
     try:
-        attempt = await task
+        step = await task
     except Exception:
         return
-    await _book_async(lambda: attempt.book_unsent(reason))
+    if isinstance(step, OpenAttempt):
+        await _book_async(lambda: step.book_unsent(reason))
 
 
 def _later(work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:

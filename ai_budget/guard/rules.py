@@ -4,25 +4,29 @@ is effective on the next call in every worker."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
+from django.contrib.auth import get_user_model
+from django.core.exceptions import FieldDoesNotExist
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import FilteredRelation, Q, QuerySet
+from django.db.models import FilteredRelation, Q, QuerySet, Value
 
 from ai_budget import money
 from ai_budget.conf import conf
 from ai_budget.exceptions import FeatureDisabled
-from ai_budget.ledger.database import retry
+from ai_budget.ledger.connection import retry
 from ai_budget.models import FeatureBudget, UserQuota
 from ai_budget.models.budgets import NAME_PATTERN
-from ai_budget.policy.limits import Budget, Quota, Rules, Rung
+from ai_budget.policy.limits import Budget, Quota, Rules, Rung, own_limit, raised
 from ai_budget.values import SITE, Charge
+
+Result = TypeVar("Result")
 
 
 def read_rules(charge: Charge, *, at: datetime) -> Rules:
@@ -31,22 +35,68 @@ def read_rules(charge: Charge, *, at: datetime) -> Rules:
     An unknown feature gets a budget with the defaults, or raises ``FeatureDisabled``, as the
     setting ``UNKNOWN_FEATURE`` says. Raises ``LedgerUnavailable`` where they cannot be read.
     """
-    return retry(connections[conf.LEDGER_DATABASE], lambda: _read(charge, at))
+
+    def read() -> Rules:
+        budgets = _budgets(charge.feature, at)
+        if charge.feature not in budgets:
+            _ensure_creatable(charge.feature)
+            FeatureBudget.objects.using(conf.LEDGER_DATABASE).get_or_create(name=charge.feature)
+            budgets = _budgets(charge.feature, at)
+        return _rules(charge, budgets)
+
+    _ensure_feature(charge.feature)
+    return _retried(read)
 
 
-def _read(charge: Charge, at: datetime) -> Rules:
-    name = charge.feature
+def preview_rules(charge: Charge, *, at: datetime) -> Rules:
+    """Return what ``read_rules`` would, and raise what it would, but write nothing."""
+
+    def read() -> Rules:
+        budgets = _budgets(charge.feature, at)
+        if not budgets.keys() - {SITE}:  # nor one that the database takes for the same
+            _ensure_creatable(charge.feature)
+            budgets[charge.feature] = (Budget(name=charge.feature), _NO_ID, None)
+        return _rules(charge, budgets)
+
+    _ensure_feature(charge.feature)
+    return _retried(read)
+
+
+def read_site(*, at: datetime) -> Budget:
+    """Return the budget of the whole site."""
+
+    def read() -> Budget:
+        budgets = _budgets(SITE, at)
+        return budgets[SITE][0] if SITE in budgets else _site_of_settings()
+
+    return _retried(read)
+
+
+def read_quotas(charge: Charge) -> tuple[Quota, ...]:
+    """Return the quotas of a caller for all features together."""
+    return _retried(lambda: _quotas(charge, _NO_ID))
+
+
+_NO_ID = 0
+"""A primary key that no row has."""
+
+
+def _retried(read: Callable[[], Result]) -> Result:
+    return retry(connections[conf.LEDGER_DATABASE], read)
+
+
+def _ensure_feature(name: str) -> None:
     if name == SITE:
         raise FeatureDisabled("Calls are made for a feature; * is the budget of all of them.")
-    budgets = _budgets(name, at)
-    if name not in budgets:
-        _create(name)
-        budgets = _budgets(name, at)
+
+
+def _rules(charge: Charge, budgets: Mapping[str, tuple[Budget, int, str | None]]) -> Rules:
+    name = charge.feature
     if name not in budgets:
         # A collation may find one that is written differently, and calls are kept by name.
         raise FeatureDisabled(f"{name!r} is too like the name of another feature.")
     feature, feature_id, category_name = budgets[name]
-    category = budgets[category_name][0] if category_name in budgets else None
+    category = budgets[category_name][0] if category_name and category_name in budgets else None
     if category_name == name:
         # Calls made for a category itself count with those of its features.
         category = replace(feature)
@@ -55,7 +105,7 @@ def _read(charge: Charge, at: datetime) -> Rules:
     return Rules(feature=feature, category=category, site=site, quotas=quotas)
 
 
-def _create(feature: str) -> None:
+def _ensure_creatable(feature: str) -> None:
     if not re.match(NAME_PATTERN, feature) or feature == SITE or len(feature) > 64:
         raise FeatureDisabled(
             f"{feature[:80]!r} cannot be a feature's name: use at most 64 letters, digits, "
@@ -66,7 +116,6 @@ def _create(feature: str) -> None:
             f"There is no budget for the feature {feature!r}. Add one in admin, or set "
             'AI_BUDGET["UNKNOWN_FEATURE"] to "create".'
         )
-    FeatureBudget.objects.using(conf.LEDGER_DATABASE).get_or_create(name=feature)
 
 
 def _budgets(feature: str, at: datetime) -> dict[str, tuple[Budget, int, str | None]]:
@@ -79,9 +128,15 @@ def _budgets(feature: str, at: datetime) -> dict[str, tuple[Budget, int, str | N
     for row in _phrased(connection, "budgets", _budgets_query).run(feature, at=at):
         rows.setdefault(row[1], []).append(row)
     return {
-        name: (_budget(found), found[0][0], found[0][9] or (name if found[0][14] else None))
+        name: (_budget(found), found[0][0], _category_name(name, found[0]))
         for name, found in rows.items()
     }
+
+
+def _category_name(name: str, row: Sequence[Any]) -> str | None:
+    parent: str | None = row[11]
+    has_children = row[16] is not None
+    return parent or (name if has_children else None)
 
 
 def _budgets_query() -> QuerySet[Any]:
@@ -98,6 +153,8 @@ def _budgets_query() -> QuerySet[Any]:
             "enforce",
             "daily_limit_usd",
             "monthly_limit_usd",
+            "requests_per_minute",
+            "tokens_per_minute",
             "model",
             "max_tokens",
             "allow_unbounded",
@@ -114,18 +171,21 @@ def _budgets_query() -> QuerySet[Any]:
 
 def _budget(rows: list[Any]) -> Budget:
     """Fold the rows of one budget, repeated for each of its rungs and overrides."""
-    _, name, enabled, enforce, daily, monthly, model, max_tokens, unbounded, *_rest = rows[0]
-    if name == SITE:
-        daily = _setting(conf.DAILY_LIMIT_USD) if daily is None else daily
-        monthly = _setting(conf.MONTHLY_LIMIT_USD) if monthly is None else monthly
-    rungs = {(row[10], row[11]) for row in rows if row[10] is not None}
-    raised = {(row[12], row[13]) for row in rows if row[12] is not None}
+    _, name, enabled, enforce, daily, monthly, requests, tokens, *others = rows[0]
+    model, max_tokens, unbounded, *_rest = others
+    rungs = {(row[12], row[13]) for row in rows if row[12] is not None}
+    overrides = {(row[14], row[15]) for row in rows if row[14] is not None}
+    default_daily, default_monthly = _limits_of_settings()
+    daily = own_limit(daily, name, of_settings=default_daily)
+    monthly = own_limit(monthly, name, of_settings=default_monthly)
     return Budget(
         name=name,
         enabled=bool(enabled),
         enforce=bool(enforce),
-        daily_limit=_raised(daily, (amount for period, amount in raised if period == "day")),
-        monthly_limit=_raised(monthly, (amount for period, amount in raised if period == "month")),
+        daily_limit=raised(daily, _amounts(overrides, "day")),
+        monthly_limit=raised(monthly, _amounts(overrides, "month")),
+        requests_per_minute=requests,
+        tokens_per_minute=tokens,
         model=model,
         max_tokens=max_tokens,
         allow_unbounded=bool(unbounded),
@@ -133,18 +193,18 @@ def _budget(rows: list[Any]) -> Budget:
     )
 
 
-def _raised(limit: int | None, overrides: Iterable[int]) -> int | None:
-    """Return a limit, raised by the highest override in force."""
-    return None if limit is None else max([limit, *overrides])
+def _amounts(overrides: Iterable[tuple[str, int]], wanted: str) -> list[int]:
+    return [amount for period, amount in overrides if period == wanted]
 
 
 def _site_of_settings() -> Budget:
     """Return the site's budget where nobody has made a row for it."""
-    return Budget(
-        name=SITE,
-        daily_limit=_setting(conf.DAILY_LIMIT_USD),
-        monthly_limit=_setting(conf.MONTHLY_LIMIT_USD),
-    )
+    daily, monthly = _limits_of_settings()
+    return Budget(name=SITE, daily_limit=daily, monthly_limit=monthly)
+
+
+def _limits_of_settings() -> tuple[int | None, int | None]:
+    return _setting(conf.DAILY_LIMIT_USD), _setting(conf.MONTHLY_LIMIT_USD)
 
 
 @lru_cache(maxsize=64, typed=True)
@@ -159,37 +219,78 @@ def _quotas(charge: Charge, feature_id: int) -> tuple[Quota, ...]:
     whose = everyone if charge.user_id is None else f"user:{charge.user_id}"
     keys = [everyone, f"{everyone},feature:{feature_id}", whose, f"{whose},feature:{feature_id}"]
     connection = connections[conf.LEDGER_DATABASE]
+    groups = None if charge.user_id is None else _groups_of_users()
+    if groups is None:
+        rows = _phrased(connection, "quotas", _quotas_query).run(*keys)
+    else:
+        # As its column takes it: the key of a user need not be a number.
+        user_key = groups.model._meta.pk.get_db_prep_value(charge.user_id, connection)
+        found = _phrased(connection, "quotas of members", lambda: _members_query(groups))
+        rows = found.run(*keys, user_key, feature_id)
     return tuple(
         Quota(
             for_user=key.startswith("user:"),
+            group=None if group_id is None else (priority, group_id),
             for_feature=",feature:" in key,
             unlimited=bool(unlimited),
             daily_calls=calls,
             daily_limit=daily,
             monthly_limit=monthly,
+            requests_per_minute=requests,
+            tokens_per_minute=tokens,
         )
-        for key, unlimited, calls, daily, monthly in _phrased(
-            connection, "quotas", _quotas_query
-        ).run(*keys)
+        for key, group_id, priority, unlimited, calls, daily, monthly, requests, tokens in rows
     )
 
 
 def _quotas_query() -> QuerySet[Any]:
-    return (
-        UserQuota.objects.filter(key__in=_TEXTS)
-        .values_list("key", "unlimited", "daily_calls", "daily_limit_usd", "monthly_limit_usd")
-        .order_by()
+    return _columns(UserQuota.objects.filter(key__in=_TEXTS[:4]))
+
+
+def _members_query(groups: Any) -> QuerySet[Any]:
+    """The quotas that are the caller's by name, and those of the caller's groups."""
+    of_user = {groups.m2m_field_name(): Value(_TEXTS[4])}
+    through = groups.remote_field.through._default_manager.filter(**of_user)
+    in_feature = Q(feature__isnull=True) | Q(feature=Value(_TEXTS[5]))
+    of_groups = UserQuota.objects.filter(
+        in_feature, group__in=through.values(groups.m2m_reverse_field_name())
     )
+    # One after the other, for an OR of both would use the index of neither.
+    return _quotas_query().union(_columns(of_groups), all=True)
+
+
+def _columns(quotas: QuerySet[UserQuota]) -> QuerySet[Any]:
+    return quotas.values_list(
+        "key",
+        "group_id",
+        "priority",
+        "unlimited",
+        "daily_calls",
+        "daily_limit_usd",
+        "monthly_limit_usd",
+        "requests_per_minute",
+        "tokens_per_minute",
+    ).order_by()
+
+
+def _groups_of_users() -> Any:
+    """Return the field that has a user's groups; None where users of this site have none."""
+    try:
+        field = get_user_model()._meta.get_field("groups")
+    except FieldDoesNotExist:
+        return None
+    group = UserQuota._meta.get_field("group").related_model
+    return field if field.many_to_many and field.related_model is group else None
 
 
 # Queries that the ORM phrases once, because it takes longer than the database to answer
 
-_TEXTS = [f"ai_budget:{number}" for number in range(4)]
+_TEXTS = [f"ai_budget:{number}" for number in range(6)]
 _MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _Phrased:
-    """A query with places for texts and a moment; amounts come out as nano-dollars."""
+    """A query with places for values and a moment; amounts come out as nano-dollars."""
 
     def __init__(self, connection: BaseDatabaseWrapper, queryset: QuerySet[Any]) -> None:
         self._connection = connection
@@ -197,9 +298,9 @@ class _Phrased:
         self._sql, self._params = compiler.as_sql()
         self._moment = connection.ops.adapt_datetimefield_value(_MOMENT)
 
-    def run(self, *texts: str, at: datetime = _MOMENT) -> list[Any]:
-        """Return the rows for these texts at this moment."""
-        given: dict[Any, Any] = dict(zip(_TEXTS, texts, strict=False))
+    def run(self, *values: Any, at: datetime = _MOMENT) -> list[Any]:
+        """Return the rows for these values, as the database takes them, at this moment."""
+        given: dict[Any, Any] = dict(zip(_TEXTS, values, strict=False))
         given[self._moment] = self._connection.ops.adapt_datetimefield_value(at)
         with self._connection.cursor() as cursor:
             cursor.execute(self._sql, [given.get(param, param) for param in self._params])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
@@ -16,25 +16,36 @@ from ai_budget.exceptions import (
     BudgetExceeded,
     LimitReached,
     QuotaExceeded,
+    RateLimited,
     Refusal,
 )
+from ai_budget.scopes import SITE
 from ai_budget.values import (
     Amounts,
     Attempt,
     BalanceKey,
     Balances,
+    Bucket,
+    Difference,
     Limit,
     Measure,
     Reservation,
     Settlement,
+    Status,
 )
 
 SATURATED_RETRY_SECONDS = 2
 """How long to wait for calls in flight: about what an answer takes."""
 
+SATURATED_DELAY_SECONDS = 0.2
+"""How soon a call that waits for its turn asks again whether those in flight gave back."""
+
 
 class Ledger(ABC):
     """The only gate: nothing is sent that was not reserved here first."""
+
+    needs_redis = False
+    """Whether the settings have to name a Redis."""
 
     @abstractmethod
     def now(self) -> datetime:
@@ -45,12 +56,14 @@ class Ledger(ABC):
         """Raise ``CallInsideTransaction`` where the caller could undo what is journaled."""
 
     @abstractmethod
-    def reserve(self, limits: Sequence[Limit], amounts: Amounts, attempt: Attempt) -> Reservation:
+    def reserve(
+        self, limits: Sequence[Limit | Bucket], amounts: Amounts, attempt: Attempt
+    ) -> Reservation:
         """Take ``amounts`` from every limit at once and journal the attempt, durably.
 
-        Raises ``BudgetExceeded`` or ``QuotaExceeded`` with the numbers and takes nothing where
-        one limit does not hold it; ``CallInsideTransaction`` where the caller's transaction
-        could undo the journal; ``LedgerUnavailable`` where the store does not answer.
+        Raises ``BudgetExceeded``, ``QuotaExceeded`` or ``RateLimited`` with the numbers and takes
+        nothing where one limit does not hold it; ``CallInsideTransaction`` where the caller's
+        transaction could undo the journal; ``LedgerUnavailable`` where the store does not answer.
         """
 
     @abstractmethod
@@ -58,6 +71,13 @@ class Ledger(ABC):
         """Book what the attempt cost and give back the rest, once, however often it is called.
 
         A true cost that comes after an estimate corrects it.
+        """
+
+    @abstractmethod
+    def take(self, buckets: Sequence[Bucket], *, at: datetime) -> None:
+        """Take one request from every bucket or from none, without a journal.
+
+        Raises ``RateLimited`` where one is empty. ``at`` is the ledger's own ``now()``.
         """
 
     @abstractmethod
@@ -72,6 +92,28 @@ class Ledger(ABC):
     def settle_overdue(self, *, most: int = 1_000) -> int:
         """Book reservations past their deadline at their bound; return how many."""
 
+    @abstractmethod
+    def differences(self, since: date) -> list[Difference]:
+        """Return the balances from that day on that are not the sum of the journal.
+
+        Calls may go on meanwhile: a balance that is only on its way is none.
+        """
+
+    @abstractmethod
+    def rebuild(self, since: date) -> list[Difference]:
+        """Make every balance from that day on the sum of the journal, while calls go on.
+
+        Return what was wrong.
+        """
+
+    @abstractmethod
+    def tidy(self) -> None:
+        """Drop what counts no more, and mend what a lost connection left behind."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connections that are the ledger's own; it makes others when it is used."""
+
     def release(self, reservation: Reservation, settlement: Settlement) -> None:
         """Give everything back: the request never left."""
         self.settle(reservation, settlement)
@@ -79,68 +121,162 @@ class Ledger(ABC):
 
 def current() -> Ledger:
     """Return the ledger that the settings name."""
-    return _instance(conf.LEDGER)
-
-
-@lru_cache(maxsize=8)
-def _instance(path: str) -> Ledger:
-    ledger: Ledger = import_string(path)()
+    path = conf.LEDGER
+    ledger = _instances.get(path)
+    if ledger is None:
+        ledger = _instances[path] = import_string(path)()
     return ledger
 
 
+_instances: dict[str, Ledger] = {}
+
+
 def _forget_ledgers(*, setting: str, **kwargs: object) -> None:
-    if setting == "AI_BUDGET":
-        _instance.cache_clear()
+    if setting in ("AI_BUDGET", "CACHES"):
+        while _instances:
+            _instances.popitem()[1].close()
 
 
 setting_changed.connect(_forget_ledgers)
 
 
+# Decisions that every ledger makes alike
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Breach:
+    """A limit that does not hold an attempt, and what it has.
+
+    ``taken`` is what it holds already in its measure, ``held`` the part of it that is held by
+    calls in flight. ``milliseconds`` is when a bucket will hold it; None if it never will.
+    """
+
+    limit: Limit | Bucket
+    requested: int
+    taken: int
+    held: int = 0
+    milliseconds: int | None = None
+
+
 def breaches(
-    limits: Iterable[Limit], amounts: Amounts, balances: Mapping[BalanceKey, Balances]
-) -> list[tuple[Limit, Balances]]:
-    """Return the limits that do not hold the amounts."""
+    limits: Iterable[Limit | Bucket], amounts: Amounts, balances: Mapping[BalanceKey, Balances]
+) -> list[Breach]:
+    """Return the windows that do not hold the amounts."""
     found = []
     for limit in limits:
-        if limit.amount is None:
+        if isinstance(limit, Bucket) or limit.amount is None:
             continue
         balance = balances[limit.key]
         if limit.measure is Measure.NANOUSD:
-            over = balance.taken_nanousd + amounts.nanousd > limit.amount
+            requested, taken, held = amounts.nanousd, balance.taken_nanousd, balance.held_nanousd
         else:
-            over = balance.calls + amounts.calls > limit.amount
-        if over:
-            found.append((limit, balance))
+            requested, taken, held = amounts.calls, balance.calls, 0
+        if taken + requested > limit.amount:
+            found.append(Breach(limit=limit, requested=requested, taken=taken, held=held))
     return found
 
 
-def refusal(
-    found: Sequence[tuple[Limit, Balances]], amounts: Amounts, at: datetime
-) -> LimitReached:
+def drained(bucket: Bucket, used: int, since_ms: int, now_ms: int) -> int:
+    """Return what is still used of a bucket after some time.
+
+    What is used is kept as units times the bucket's milliseconds, so that every millisecond
+    gives back ``amount`` of it: exact in integers, at any rate.
+    """
+    return max(0, used - max(0, now_ms - since_ms) * bucket.amount)
+
+
+def bucket_breach(bucket: Bucket, requested: int, used: int) -> Breach | None:
+    """Return the breach of a bucket of which so much is used now, or None if it holds."""
+    room = bucket.amount * bucket.milliseconds
+    wanted = requested * bucket.milliseconds
+    over = used + wanted - room
+    if over <= 0:
+        return None
+    fits = wanted <= room and bucket.amount > 0
+    return Breach(
+        limit=bucket,
+        requested=requested,
+        taken=-(-used // bucket.milliseconds),
+        milliseconds=-(-over // bucket.amount) if fits else None,
+    )
+
+
+def given_back(bucket: Bucket, amounts: Amounts, settlement: Settlement) -> tuple[int, int] | None:
+    """Return how much less of a bucket is used after settling, and the least that is used.
+
+    In units times milliseconds, as ``drained`` says; None where nothing changes. What is left
+    for the whole organisation is known better by Anthropic, whose headers tell it: others may
+    use the same key. Only the less counts, for it does not know of calls in flight.
+    """
+    back = 0
+    tokens = 0 if settlement.status is Status.RELEASED else settlement.tokens
+    if bucket.measure is Measure.TOKENS and tokens is not None:
+        back = amounts.tokens - tokens
+    elif bucket.measure is Measure.REQUESTS and not settlement.keep_call:
+        back = 1
+    least = 0
+    for level in settlement.levels if bucket.scope == SITE else ():
+        if level.measure is bucket.measure:
+            left = level.remaining * bucket.milliseconds + level.milliseconds_ago * bucket.amount
+            least = max(least, bucket.amount * bucket.milliseconds - left)
+    return (back * bucket.milliseconds, least) if back or least else None
+
+
+def enforced(found: Sequence[Breach], at: datetime) -> str:
+    """Raise for a breach that is enforced; return what shadow mode would have refused."""
+    hard = [breach for breach in found if breach.limit.enforce]
+    if hard:
+        raise refusal(hard, at) from None
+    return ", ".join(f"{breach.limit.scope} {_period(breach.limit)}" for breach in found)
+
+
+def refusal(found: Sequence[Breach], at: datetime) -> LimitReached:
     """Return the error for the breach that lasts longest: the one that the caller waits for."""
-    refusals = [_refusal(limit, balance, amounts, at) for limit, balance in found]
-    worst = max(refusals, key=lambda one: (one.exhausted, one.resets_at))
-    of_caller = worst.scope.startswith(("user:", "subject:"))
-    return QuotaExceeded(worst) if of_caller else BudgetExceeded(worst)
+    worst = max(found, key=lambda breach: _lasting(breach, at))
+    error = _refusal(worst, at)
+    if isinstance(worst.limit, Bucket):
+        return RateLimited(error)
+    of_caller = error.scope.startswith(("user:", "subject:"))
+    return QuotaExceeded(error) if of_caller else BudgetExceeded(error)
 
 
-def _refusal(limit: Limit, balance: Balances, amounts: Amounts, at: datetime) -> Refusal:
+def _lasting(breach: Breach, at: datetime) -> tuple[bool, datetime]:
+    error = _refusal(breach, at)
+    return error.exhausted, error.resets_at
+
+
+def _period(limit: Limit | Bucket) -> str:
+    if isinstance(limit, Limit):
+        return limit.window.period
+    return "minute" if limit.seconds == 60 else f"{limit.seconds} seconds"
+
+
+def _refusal(breach: Breach, at: datetime) -> Refusal:
+    limit = breach.limit
     amount = limit.amount or 0
-    money = limit.measure is Measure.NANOUSD
-    spent = balance.spent_nanousd if money else balance.calls
-    held = balance.held_nanousd if money else 0
-    requested = amounts.nanousd if money else amounts.calls
-    exhausted = spent + requested > amount
-    until_reset = max(1, math.ceil((limit.window.end - at).total_seconds()))
+    if isinstance(limit, Bucket):
+        never = breach.milliseconds is None
+        seconds = (limit.milliseconds if never else breach.milliseconds or 0) / 1000
+        resets_at = at + timedelta(seconds=seconds)
+        delay = None if never else seconds
+        exhausted = True
+    else:
+        resets_at = limit.window.end
+        seconds = max(0.0, (resets_at - at).total_seconds())
+        exhausted = breach.taken - breach.held + breach.requested > amount
+        fits = breach.requested <= amount
+        delay = (seconds if fits else None) if exhausted else SATURATED_DELAY_SECONDS
+    until_reset = max(1, math.ceil(seconds))
     return Refusal(
         scope=limit.scope,
-        period=limit.window.period,
+        period=_period(limit),
         measure=limit.measure,
         limit=amount,
-        spent=spent,
-        held=held,
-        requested=requested,
+        spent=breach.taken - breach.held,
+        held=breach.held,
+        requested=breach.requested,
         exhausted=exhausted,
-        resets_at=limit.window.end,
+        resets_at=resets_at,
         retry_after=until_reset if exhausted else min(SATURATED_RETRY_SECONDS, until_reset),
+        delay=delay,
     )

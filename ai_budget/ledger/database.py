@@ -1,74 +1,78 @@
 """The ledger in the site's own database: short durable transactions and locked rows.
 
-Its statements are written out, because they run twice in every call and the ORM would take
-longer to phrase them than the database to run them. Columns and conversions come from the
-models all the same.
+Rows are locked in one order: windows by key, then buckets by key. The statements are written
+out, because they run twice in every call and the ORM would take longer to phrase them than the
+database to run them.
 """
 
 from __future__ import annotations
 
 import functools
-import random
 import sqlite3
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from datetime import date, datetime, timedelta
+from typing import Any
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ai_budget import periods
 from ai_budget.conf import conf
-from ai_budget.exceptions import CallInsideTransaction, LedgerUnavailable, LimitReached
-from ai_budget.ledger.base import Ledger, breaches, refusal
-from ai_budget.models import CallLog, SpendWindow
-from ai_budget.periods import Period
-from ai_budget.policy.limits import balance_keys
+from ai_budget.exceptions import LedgerUnavailable
+from ai_budget.ledger import journal as journals
+from ai_budget.ledger.base import (
+    Ledger,
+    breaches,
+    bucket_breach,
+    drained,
+    enforced,
+    given_back,
+)
+from ai_budget.ledger.clock import StoreClock
+from ai_budget.ledger.connection import (
+    TRIES,
+    ensure_durable,
+    for_update,
+    one_moment,
+    patience,
+    places,
+    read_clock,
+    retry,
+    short_transaction,
+)
+from ai_budget.ledger.journal import journal
+from ai_budget.models import RateBucket, SpendWindow
 from ai_budget.values import (
     Amounts,
     Attempt,
     BalanceKey,
     Balances,
-    Charge,
+    Bucket,
+    Difference,
     Limit,
     Reservation,
     Settlement,
     Status,
 )
 
-LOCK_TIMEOUT_SECONDS = 5
-"""How long one statement waits for another's lock before the step is tried again."""
-
-TRIES = 6
-"""How often a step is tried against deadlocks and lock timeouts."""
-
-CLOCK_SECONDS = 30.0
-"""How long the store's clock is carried on by the worker's monotonic one."""
-
-_RETRIED = {
-    "40001",  # PostgreSQL: serialization failure
-    "40P01",  # PostgreSQL: deadlock
-    "55P03",  # PostgreSQL: lock timeout
-    1020,  # MariaDB: the record has changed since it was read
-    1205,  # MySQL and MariaDB: lock timeout
-    1213,  # MySQL and MariaDB: deadlock
-}
-
-Result = TypeVar("Result")
+_LONGEST_REFILL = timedelta(days=2)
+"""After which a bucket that nobody used counts as full; ``limited`` takes days at most."""
 
 
-class _WindowsMissing(Exception):
-    """Balances that have no row yet."""
+_MOST_USED = 2**63 - 1
+"""What the column holds: no amount may be so large that a call could not be booked."""
+
+
+class _RowsMissing(Exception):
+    """Balances or buckets that have no row yet."""
 
 
 class DatabaseLedger(Ledger):
     """Balances as rows of SpendWindow, the journal as rows of CallLog, one transaction for both."""
 
     def __init__(self) -> None:
-        self._clocks: dict[str, _StoreClock] = {}
+        self._clocks: dict[str, StoreClock] = {}
 
     @property
     def alias(self) -> str:
@@ -80,99 +84,119 @@ class DatabaseLedger(Ledger):
         alias = self.alias
         clock = self._clocks.get(alias)
         if clock is None:
-            clock = self._clocks[alias] = _StoreClock(alias)
+            clock = self._clocks[alias] = StoreClock(lambda: read_clock(connections[alias]))
         return retry(connections[alias], clock.now)
 
     def ensure_durable(self) -> None:
-        _ensure_durable(connections[self.alias])
+        ensure_durable(connections[self.alias])
 
-    def reserve(self, limits: Sequence[Limit], amounts: Amounts, attempt: Attempt) -> Reservation:
+    def reserve(
+        self, limits: Sequence[Limit | Bucket], amounts: Amounts, attempt: Attempt
+    ) -> Reservation:
         connection = connections[self.alias]
-        _ensure_durable(connection)
+        ensure_durable(connection)
+        buckets = tuple(limit for limit in limits if isinstance(limit, Bucket))
+        windows = {limit.key for limit in limits if isinstance(limit, Limit)}
         # Fixed order, so that no two attempts wait for each other's rows.
-        keys = sorted({limit.key for limit in limits}, key=_primary_key)
+        keys = tuple(sorted(windows, key=_primary_key))
         tried = False
 
         def step() -> Reservation:
             nonlocal tried
             again, tried = tried, True
             # A connection that was lost may have committed before.
-            row = _journaled(connection.alias, attempt) if again else None
+            row = journals.row_of(connection.alias, attempt) if again else None
             if row is None:
-                return self._reserve(connection, keys, limits, amounts, attempt)
-            return Reservation(id=row, attempt=attempt, amounts=amounts, balances=tuple(keys))
+                row = _creating_rows(
+                    connection,
+                    keys,
+                    buckets,
+                    lambda: self._reserve(connection, keys, buckets, limits, amounts, attempt),
+                )
+            return Reservation(
+                id=row, attempt=attempt, amounts=amounts, balances=keys, buckets=buckets
+            )
 
-        try:
-            return retry(connection, step)
-        except LimitReached as refused:
-            counted = {limit.key for limit in limits if limit.scope == refused.scope}
-            # One that cannot be counted is a refusal all the same.
-            with suppress(LedgerUnavailable):
-                self.count_refusal(_refused_keys(counted, limits))
-            raise
+        return retry(connection, step)
 
     def _reserve(
         self,
         connection: BaseDatabaseWrapper,
         keys: Sequence[BalanceKey],
-        limits: Sequence[Limit],
+        buckets: Sequence[Bucket],
+        limits: Sequence[Limit | Bucket],
         amounts: Amounts,
         attempt: Attempt,
-    ) -> Reservation:
-        statements = _statements(connection)
-        try:
-            with _transaction(connection) as cursor:
-                balances = statements.take(cursor, keys, amounts)
-                if len(balances) < len(keys):
-                    raise _WindowsMissing
-                # A breach undoes what was taken, with the transaction.
-                shadowed = self._check(limits, amounts, attempt, balances)
-                row = statements.journal(cursor, attempt, amounts, shadowed)
-        except _WindowsMissing:
-            create_windows(connection.alias, keys)
-            return self._reserve(connection, keys, limits, amounts, attempt)
-        return Reservation(id=row, attempt=attempt, amounts=amounts, balances=tuple(keys))
-
-    def _check(
-        self,
-        limits: Sequence[Limit],
-        amounts: Amounts,
-        attempt: Attempt,
-        balances: Mapping[BalanceKey, Balances],
-    ) -> str:
-        """Raise for a breach that is enforced; return what shadow mode would have refused."""
-        found = breaches(limits, amounts, balances)
-        enforced = [breach for breach in found if breach[0].enforce]
-        if enforced:
-            raise refusal(enforced, amounts, attempt.reserved_at) from None
-        return ", ".join(f"{limit.scope} {limit.window.period}" for limit, _ in found)
+    ) -> int:
+        statements, rows = _statements(connection), journal(connection)
+        row = rows.prepare(attempt, amounts)
+        with short_transaction(connection) as cursor:
+            balances = statements.take(cursor, keys, amounts)
+            if len(balances) < len(keys):
+                raise _RowsMissing
+            found = breaches(limits, amounts, balances)
+            used = statements.lock_buckets(cursor, buckets, attempt.reserved_at)
+            for bucket, level in used.items():
+                breach = bucket_breach(bucket, bucket.takes(amounts), level)
+                found += [] if breach is None else [breach]
+            # A breach undoes what was taken, with the transaction.
+            refused = enforced(found, attempt.reserved_at)
+            statements.fill_buckets(cursor, used, amounts, attempt.reserved_at)
+            note = f"would refuse: {refused}" if refused else ""
+            return rows.write(cursor, row, note)
 
     def settle(self, reservation: Reservation, settlement: Settlement) -> None:
         connection = connections[self.alias]
-        _ensure_durable(connection)
-        retry(connection, lambda: self._settle(connection, reservation, settlement))
+        ensure_durable(connection)
+        keys = tuple(sorted(reservation.balances, key=_primary_key))
+        step = functools.partial(self._settle, connection, keys, reservation, settlement)
+        retry(
+            connection,
+            lambda: _creating_rows(connection, keys, reservation.buckets, step),
+        )
 
     def _settle(
-        self, connection: BaseDatabaseWrapper, reservation: Reservation, settlement: Settlement
+        self,
+        connection: BaseDatabaseWrapper,
+        keys: Sequence[BalanceKey],
+        reservation: Reservation,
+        settlement: Settlement,
     ) -> None:
-        statements = _statements(connection)
-        keys = sorted(reservation.balances, key=_primary_key)
+        statements, rows = _statements(connection), journal(connection)
         now = self.now()
         calls = 0 if settlement.keep_call else reservation.amounts.calls
-        with _transaction(connection) as cursor:
-            if statements.close(cursor, reservation.id, settlement, now, Status.RESERVED):
+        with short_transaction(connection) as cursor:
+            if rows.close(cursor, reservation.id, settlement, now, Status.RESERVED):
                 spent, held = settlement.cost_nanousd, reservation.amounts.nanousd
                 statements.give(cursor, keys, spent=spent, held=held, calls=calls)
+                statements.give_back(cursor, reservation, settlement, now)
                 return
             # Somebody was first: the tick, at the bound. What is known corrects an estimate.
             if settlement.status is Status.ESTIMATED:
                 return
-            estimated = statements.lock_estimate(cursor, reservation.id)
+            estimated = rows.lock_estimate(cursor, reservation.id)
             if estimated is None:
                 return
-            statements.close(cursor, reservation.id, settlement, now, Status.ESTIMATED)
+            rows.close(cursor, reservation.id, settlement, now, Status.ESTIMATED)
             correction = settlement.cost_nanousd - estimated
             statements.give(cursor, keys, spent=correction, held=0, calls=calls)
+
+    def take(self, buckets: Sequence[Bucket], *, at: datetime) -> None:
+        connection = connections[self.alias]
+        step = functools.partial(self._take, connection, buckets, at)
+        retry(connection, lambda: _creating_rows(connection, (), buckets, step))
+
+    def _take(
+        self, connection: BaseDatabaseWrapper, buckets: Sequence[Bucket], at: datetime
+    ) -> None:
+        statements = _statements(connection)
+        one = Amounts(nanousd=0)
+        # It may be in the caller's transaction: what that undoes was a request that failed.
+        with short_transaction(connection, durable=False) as cursor:
+            used = statements.lock_buckets(cursor, buckets, at)
+            checked = (bucket_breach(bucket, 1, level) for bucket, level in used.items())
+            enforced([breach for breach in checked if breach is not None], at)
+            statements.fill_buckets(cursor, used, one, at)
 
     def balances(self, keys: Iterable[BalanceKey]) -> Mapping[BalanceKey, Balances]:
         connection = connections[self.alias]
@@ -185,27 +209,20 @@ class DatabaseLedger(Ledger):
         connection = connections[self.alias]
         refused = sorted(set(keys), key=_primary_key)
         if refused:
-            retry(connection, lambda: self._count_refusal(connection, refused))
+            step = functools.partial(self._count_refusal, connection, refused)
+            retry(connection, lambda: _creating_rows(connection, refused, (), step))
 
     def _count_refusal(self, connection: BaseDatabaseWrapper, keys: Sequence[BalanceKey]) -> None:
-        try:
-            with _transaction(connection) as cursor:
-                if _statements(connection).count_refusal(cursor, keys) < len(keys):
-                    raise _WindowsMissing
-        except _WindowsMissing:
-            # Nothing was counted in these before: a paused feature, a call without a bound.
-            create_windows(connection.alias, keys)
-            self._count_refusal(connection, keys)
+        with short_transaction(connection) as cursor:
+            _statements(connection).count_refusal(cursor, keys)
 
     def settle_overdue(self, *, most: int = 1_000) -> int:
-        rows = CallLog.objects.using(self.alias).filter(
-            status=CallLog.Status.RESERVED, deadline__lt=self.now()
-        )
-        overdue = retry(connections[self.alias], lambda: list(rows.order_by("deadline")[:most]))
+        now = self.now()
+        connection = connections[self.alias]
         settled, failure = 0, None
-        for row in overdue:
+        for row in retry(connection, lambda: journals.overdue(self.alias, now, most=most)):
             try:
-                self.settle(_reservation_of(row), _at_bound(row))
+                self.settle(journals.reservation_of(row), journals.at_bound(row))
                 settled += 1
             except LedgerUnavailable as error:
                 failure = error  # one row that will not settle holds up no other
@@ -213,44 +230,114 @@ class DatabaseLedger(Ledger):
             raise failure
         return settled
 
+    def differences(self, since: date) -> list[Difference]:
+        connection = connections[self.alias]
+        ensure_durable(connection)
+        return retry(connection, lambda: _differences(connection, since))
 
-def _ensure_durable(connection: BaseDatabaseWrapper) -> None:
-    try:
-        ensure_outside_transaction(connection)
-    except (DatabaseError, InterfaceError) as error:
-        # It asks the connection, which has to be made first.
-        raise LedgerUnavailable(_unavailable(connection, error)) from None
+    def rebuild(self, since: date) -> list[Difference]:
+        connection = connections[self.alias]
+        mended = [
+            retry(connection, functools.partial(self._mend, connection, seeming))
+            for seeming in self.differences(since)
+        ]
+        return [difference for difference in mended if difference is not None]
+
+    def _mend(self, connection: BaseDatabaseWrapper, seeming: Difference) -> Difference | None:
+        """Write what the journal says, unless somebody has mended the balance meanwhile."""
+        try:
+            return self._recount(connection, seeming.key)
+        except _RowsMissing:
+            create_windows(connection, [seeming.key])
+            return seeming
+
+    def _recount(self, connection: BaseDatabaseWrapper, key: BalanceKey) -> Difference | None:
+        """Make one balance the sum of the journal, with its row locked.
+
+        Nobody can book in it meanwhile, so what the journal adds up to afterwards is in force.
+        """
+        statements = _statements(connection)
+        with short_transaction(connection) as cursor:
+            locked = statements.lock(cursor, key)
+            if locked is None:
+                raise _RowsMissing
+            kept = replace(locked, refused=0)
+            summed = journals.balances_of(connection, [key])[key]
+            if kept == summed:
+                return None
+            statements.write(cursor, key, summed)
+            return Difference(key=key, kept=kept, journal=summed)
+
+    def close(self) -> None:
+        """Do nothing: the connections are Django's."""
+
+    def tidy(self) -> None:
+        full = _milliseconds(self.now() - _LONGEST_REFILL)
+        connection = connections[self.alias]
+        retry(connection, lambda: self._tidy(connection, full))
+
+    def _tidy(self, connection: BaseDatabaseWrapper, full: int) -> None:
+        with short_transaction(connection):
+            RateBucket.objects.using(connection.alias).filter(at_ms__lt=full).delete()
 
 
-def ensure_outside_transaction(connection: BaseDatabaseWrapper) -> None:
-    """Raise ``CallInsideTransaction`` where a rollback of the caller's could undo the ledger.
+def _differences(connection: BaseDatabaseWrapper, since: date) -> list[Difference]:
+    """Compare balances and journal as both were at one moment: no call is half booked then."""
+    # Of the month that the day is in, too: so all its days have to be added up.
+    first = since.replace(day=1)
+    with one_moment(connection):
+        summed = journals.add_up(journals.entries(connection, since=first))
+        kept = _statements(connection).since(connection, first)
+    nothing = Balances()
+    return [
+        Difference(key=key, kept=kept.get(key, nothing), journal=summed.get(key, nothing))
+        for key in sorted({*summed, *kept})
+        if (key.period is periods.Period.MONTH or key.first_day >= since)
+        and kept.get(key, nothing) != summed.get(key, nothing)
+    ]
 
-    The transaction that a TestCase wraps around a test is no caller's.
+
+def _creating_rows(
+    connection: BaseDatabaseWrapper,
+    keys: Sequence[BalanceKey],
+    buckets: Sequence[Bucket],
+    step: Callable[[], Any],
+) -> Any:
+    """Run a step; where it finds that rows are missing, create them and run it again."""
+    for _ in range(TRIES):
+        try:
+            return step()
+        except _RowsMissing:
+            create_windows(connection, keys)
+            create_buckets(connection, buckets)
+    raise LedgerUnavailable("Rows of balances vanish faster than they can be created.") from None
+
+
+def create_windows(connection: BaseDatabaseWrapper, keys: Iterable[BalanceKey]) -> None:
+    """Create the rows of balances that have none, with what the journal says is in them."""
+    by_row = {_primary_key(key): key for key in keys}
+    rows = SpendWindow.objects.using(connection.alias).filter(pk__in=by_row)
+    there = set(rows.values_list("pk", flat=True))
+    for row in sorted(by_row.keys() - there):
+        _create_window(connection, by_row[row])
+
+
+def _create_window(connection: BaseDatabaseWrapper, key: BalanceKey) -> None:
+    """Create one row, unless somebody else is faster: theirs is as good.
+
+    It is written before the journal is added up. Until it is committed nobody else can create
+    it or book in it, so that no call is missed; and the others wait instead of adding up, too.
     """
-    blocks = connection.atomic_blocks
-    nested = bool(blocks) and not getattr(blocks[-1], "_from_testcase", False)
-    if not nested and (connection.in_atomic_block or connection.get_autocommit()):
-        return
-    second = (
-        "Make the call outside the transaction: SQLite has no second connection that could "
-        "write beside it."
-        if connection.vendor == "sqlite"
-        else "Make the call outside the transaction, or name a second alias of the same "
-        "database in AI_BUDGET['LEDGER_DATABASE']."
-    )
-    raise CallInsideTransaction(
-        f"A paid call inside a transaction on {connection.alias!r}: its rollback would forget "
-        f"what was spent. {second}"
-    ) from None
+    statements = _statements(connection)
+    with short_transaction(connection) as cursor:
+        if statements.insert(cursor, key):
+            statements.write(cursor, key, journals.balances_of(connection, [key])[key])
 
 
-def create_windows(alias: str, keys: Iterable[BalanceKey]) -> None:
-    """Create the rows of balances that have none, outside any transaction of a reservation."""
-    SpendWindow.objects.using(alias).bulk_create(
-        [
-            SpendWindow(scope=key.scope, period=key.period, first_day=key.first_day)
-            for key in sorted(keys, key=_primary_key)
-        ],
+def create_buckets(connection: BaseDatabaseWrapper, buckets: Iterable[Bucket]) -> None:
+    """Create the rows of buckets that have none: full ones."""
+    RateBucket.objects.using(connection.alias).bulk_create(
+        [RateBucket(key=key) for key in sorted(map(_bucket_key, buckets))],
         ignore_conflicts=True,
     )
 
@@ -260,142 +347,26 @@ def _primary_key(key: BalanceKey) -> str:
     return SpendWindow.key_for(key.scope, key.period, key.first_day)
 
 
-def _refused_keys(refused: set[BalanceKey], limits: Sequence[Limit]) -> list[BalanceKey]:
-    """Return the days to count a refusal in: the feature's, the caller's, and the limit's own."""
-    counted = {
-        limit.key
-        for limit in limits
-        if limit.key in refused or limit.scope.startswith(("feature:", "user:", "subject:"))
-    }
-    return [key for key in counted if key.period is Period.DAY and ",feature:" not in key.scope]
+@functools.lru_cache(maxsize=4_096)
+def _bucket_key(bucket: Bucket) -> str:
+    return RateBucket.key_for(bucket.scope, bucket.measure, bucket.seconds)
 
 
-def _journaled(alias: str, attempt: Attempt) -> int | None:
-    """Return the row of an attempt that was journaled, though nobody heard of it."""
-    rows = CallLog.objects.using(alias).filter(
-        call_id=attempt.call_id,
-        attempt=attempt.number,
-        reserved_at=attempt.reserved_at,
-        status=Status.RESERVED,
-    )
-    return rows.values_list("pk", flat=True).first()
-
-
-def _reservation_of(row: CallLog) -> Reservation:
-    """Rebuild a reservation from its journal, for a worker that died."""
-    charge = Charge(feature=row.feature_id, user_id=row.user_id, subject=row.subject)
-    attempt: Any = None  # settling needs only what is below
-    return Reservation(
-        id=row.pk,
-        attempt=attempt,
-        amounts=Amounts(nanousd=row.reserved_nanousd, calls=row.counted),
-        balances=tuple(balance_keys(charge, row.category, row.day)),
-    )
-
-
-def _at_bound(row: CallLog) -> Settlement:
-    return Settlement(
-        status=Status.ESTIMATED, cost_nanousd=row.reserved_nanousd, error="deadline passed"
-    )
-
-
-# Transactions
-
-
-@contextmanager
-def _transaction(connection: BaseDatabaseWrapper) -> Iterator[Any]:
-    """Open a short durable transaction whose statements do not wait long for locks."""
-    with transaction.atomic(using=connection.alias, durable=True), connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
-        yield cursor
-
-
-def retry(connection: BaseDatabaseWrapper, step: Callable[[], Result]) -> Result:
-    """Run a step again after deadlocks and lock timeouts, a bounded number of times."""
-    for tries in range(1, TRIES + 1):
-        used = connection.connection
-        try:
-            return step()
-        except (OperationalError, InterfaceError) as error:
-            if tries == TRIES or not _passes(connection, error, used):
-                raise LedgerUnavailable(_unavailable(connection, error)) from None
-            # Apart from each other, or the same calls would meet again.
-            time.sleep(random.uniform(0, 0.01 * 2**tries))
-        except DatabaseError as error:
-            raise LedgerUnavailable(_unavailable(connection, error)) from None
-    raise AssertionError("unreachable")
-
-
-def _passes(connection: BaseDatabaseWrapper, error: Exception, used: Any) -> bool:
-    """Say whether trying again may help: another's lock, or a connection that was lost idle."""
-    # Some drivers have both a state and a number of their own.
-    codes = {getattr(error.__cause__, "sqlstate", None), *error.args[:1]}
-    if codes & _RETRIED or "is locked" in str(error):
-        return True
-    if connection.in_atomic_block:
-        return False
-    if connection.connection is used and used is not None and not connection.is_usable():
-        connection.close()
-    # Django may have made another by now, in putting autocommit back.
-    return used is not None and connection.connection is not used
-
-
-def _unavailable(connection: BaseDatabaseWrapper, error: Exception) -> str:
-    return (
-        f"The ledger's database {connection.alias!r} did not take the booking "
-        f"({type(error).__name__}). Nothing was sent unless it was reserved before."
-    )
-
-
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
-
-
-class _StoreClock:
-    """The store's clock, read now and then and carried on by a clock that cannot be set."""
-
-    _READ = {
-        "postgresql": "SELECT clock_timestamp()",
-        "mysql": "SELECT UTC_TIMESTAMP(6)",
-    }
-
-    def __init__(self, alias: str) -> None:
-        self._alias = alias
-        # When it was read, by the monotonic clock, the store's and the worker's: one value, for
-        # a thread must not carry on one reading from the moment of another.
-        self._reading = (float("-inf"), _LONG_AGO, _LONG_AGO)
-
-    def now(self) -> datetime:
-        connection = connections[self._alias]
-        worker = periods.now()
-        query = self._READ.get(connection.vendor)
-        if query is None:
-            return worker
-        read_at, store_at, worker_at = self._reading
-        elapsed = periods.monotonic() - read_at
-        # A machine that slept moved its clock but not its monotonic one.
-        slept = abs((worker - worker_at).total_seconds() - elapsed) > 1
-        if elapsed > CLOCK_SECONDS or slept:
-            with connection.cursor() as cursor:
-                cursor.execute(query)
-                read: datetime = cursor.fetchone()[0]
-            store_at = read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
-            self._reading = (periods.monotonic(), store_at, periods.now())
-            return store_at
-        return store_at + timedelta(seconds=elapsed)
+def _milliseconds(at: datetime) -> int:
+    return int(at.timestamp() * 1000)
 
 
 # Statements
 
 
 class _Statements:
-    """The ledger's few statements, in the words of one kind of database."""
+    """The ledger's few statements on balances, in the words of one kind of database."""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         quote = connection.ops.quote_name
         self.connection = connection
         self.windows = quote(SpendWindow._meta.db_table)
-        self.calls = quote(CallLog._meta.db_table)
+        self.buckets = quote(RateBucket._meta.db_table)
         self.key = quote("key")
         # A small table may be read whole otherwise, and every row on the way is locked, too.
         self.by_key = " FORCE INDEX (PRIMARY)" if connection.vendor == "mysql" else ""
@@ -404,27 +375,6 @@ class _Statements:
         self.updates_return = connection.vendor == "postgresql" or (
             connection.vendor == "sqlite" and sqlite3.sqlite_version_info >= (3, 35)
         )
-        fields = [field for field in CallLog._meta.concrete_fields if not field.primary_key]
-        # What an attempt does not say is the same in every row, and prepared once.
-        blank = CallLog(feature_id="", status=Status.RESERVED)
-        self.blank = {
-            field.attname: field.get_db_prep_save(getattr(blank, field.attname), connection)
-            for field in fields
-            if field.attname not in _JOURNALED
-        }
-        self.prepared = {field.attname: field for field in fields if field.attname in _PREPARED}
-        self.order = [field.attname for field in fields]
-        names = ", ".join(quote(str(field.column)) for field in fields)
-        places = ", ".join(["%s"] * len(fields))
-        self.returns = connection.features.can_return_columns_from_insert
-        returning = f" RETURNING {quote('id')}" if self.returns else ""
-        self.insert = f"INSERT INTO {self.calls} ({names}) VALUES ({places}){returning}"
-        assigned = ", ".join(
-            [f"{quote(name)} = %s" for name in _CLOSED]
-            # What the answer does not say stays as it was asked for.
-            + [f"{name} = COALESCE(NULLIF(%s, ''), {name})" for name in map(quote, _REPORTED)]
-        )
-        self.update = f"UPDATE {self.calls} SET {assigned} WHERE id = %s AND status = %s"
 
     def take(
         self, cursor: Any, keys: Sequence[BalanceKey], amounts: Amounts
@@ -433,6 +383,8 @@ class _Statements:
 
         Return what the rows held before; rows that do not exist are left out.
         """
+        if not keys:
+            return {}
         rows = [_primary_key(key) for key in keys]
         given = [amounts.nanousd, amounts.calls, *rows]
         change = "held_nanousd = held_nanousd + %s, calls = calls + %s"
@@ -459,20 +411,51 @@ class _Statements:
             cursor.execute(self._select(len(keys), lock=False), [_primary_key(key) for key in keys])
             return self._balances(cursor, keys)
 
-    def _select(self, count: int, *, lock: bool) -> str:
-        statement = (
-            f"SELECT {self.key}, {self.columns} FROM {self.windows}{self.by_key} "
-            f"WHERE {self.key} IN ({_places(count)}) ORDER BY {self.key}"
+    def since(self, connection: BaseDatabaseWrapper, first: date) -> dict[BalanceKey, Balances]:
+        """Return what all rows from that day on hold, but for what they refused."""
+        rows = SpendWindow.objects.using(connection.alias).filter(first_day__gte=first)
+        return {
+            BalanceKey(row.scope, periods.Period(row.period), row.first_day): Balances(
+                spent_nanousd=row.spent_nanousd, held_nanousd=row.held_nanousd, calls=row.calls
+            )
+            for row in rows.iterator()
+        }
+
+    def lock(self, cursor: Any, key: BalanceKey) -> Balances | None:
+        """Lock one row and return what it holds; None where there is none."""
+        if self.connection.vendor == "sqlite":
+            # A transaction that reads first may not write any more.
+            cursor.execute(self._update("calls = calls", 1), [_primary_key(key)])
+        cursor.execute(self._select(1, lock=True), [_primary_key(key)])
+        return self._balances(cursor, [key]).get(key)
+
+    def insert(self, cursor: Any, key: BalanceKey) -> bool:
+        """Create an empty row; say whether there was none."""
+        mysql = self.connection.vendor == "mysql"
+        verb, otherwise = ("INSERT IGNORE", "") if mysql else ("INSERT", "ON CONFLICT DO NOTHING")
+        cursor.execute(
+            f"{patience(self.connection)}{verb} INTO {self.windows} ({self.key}, scope, period, "
+            f"first_day, {self.columns}) VALUES (%s, %s, %s, %s, 0, 0, 0, 0) {otherwise}",
+            [_primary_key(key), key.scope, key.period.value, key.first_day.isoformat()],
         )
-        if lock and self.connection.features.has_select_for_update:
-            statement += " FOR UPDATE"
-            if getattr(self.connection, "mysql_is_mariadb", False):
-                statement += f" WAIT {LOCK_TIMEOUT_SECONDS}"
-        return statement
+        return bool(cursor.rowcount)
+
+    def write(self, cursor: Any, key: BalanceKey, balances: Balances) -> None:
+        """Put what the journal says into a row."""
+        change = "spent_nanousd = %s, held_nanousd = %s, calls = %s"
+        given = [balances.spent_nanousd, balances.held_nanousd, balances.calls]
+        cursor.execute(self._update(change, 1), [*given, _primary_key(key)])
+
+    def _select(self, count: int, *, lock: bool) -> str:
+        return (
+            f"SELECT {self.key}, {self.columns} FROM {self.windows}{self.by_key} "
+            f"WHERE {self.key} IN ({places(count)}) ORDER BY {self.key}"
+            f"{for_update(self.connection) if lock else ''}"
+        )
 
     def _update(self, change: str, count: int) -> str:
         """Phrase an update of several rows that locks them in the order of their keys."""
-        among = f"{self.key} IN ({_places(count)})"
+        among = f"{self.key} IN ({places(count)})"
         if self.connection.vendor == "postgresql":
             return (
                 f"UPDATE {self.windows} AS w SET {change} FROM (SELECT {self.key} AS locked_key "
@@ -481,15 +464,9 @@ class _Statements:
             )
         ordered = f" ORDER BY {self.key}" if self.connection.vendor == "mysql" else ""
         return (
-            f"{self._patience()}UPDATE {self.windows}{self.by_key} SET {change} "
+            f"{patience(self.connection)}UPDATE {self.windows}{self.by_key} SET {change} "
             f"WHERE {among}{ordered}"
         )
-
-    def _patience(self) -> str:
-        """Say how long MariaDB waits in an update; MySQL waits as long as its server is set to."""
-        if not getattr(self.connection, "mysql_is_mariadb", False):
-            return ""
-        return f"SET STATEMENT innodb_lock_wait_timeout = {LOCK_TIMEOUT_SECONDS} FOR "
 
     def _balances(self, cursor: Any, keys: Sequence[BalanceKey]) -> dict[BalanceKey, Balances]:
         by_row = {_primary_key(key): key for key in keys}
@@ -508,140 +485,77 @@ class _Statements:
             "spent_nanousd = spent_nanousd + %s, held_nanousd = held_nanousd - %s, "
             "calls = calls - %s"
         )
+        self._change_all(cursor, change, [spent, held, calls], keys)
+
+    def count_refusal(self, cursor: Any, keys: Sequence[BalanceKey]) -> None:
+        """Count one refusal in each row."""
+        self._change_all(cursor, "refused = refused + 1", [], keys)
+
+    def _change_all(
+        self, cursor: Any, change: str, given: Sequence[int], keys: Sequence[BalanceKey]
+    ) -> None:
+        """Change every one of the rows, or raise ``_RowsMissing``."""
+        if not keys:
+            return
+        cursor.execute(self._update(change, len(keys)), [*given, *map(_primary_key, keys)])
+        if cursor.rowcount < len(keys):
+            raise _RowsMissing
+
+    # Buckets
+
+    def lock_buckets(
+        self, cursor: Any, buckets: Sequence[Bucket], at: datetime
+    ) -> dict[Bucket, int]:
+        """Lock the buckets in the order of their keys; return what is used of each now."""
+        if not buckets:
+            return {}
+        keys = sorted({_bucket_key(bucket) for bucket in buckets})
+        among = f"WHERE {self.key} IN ({places(len(keys))})"
+        if self.connection.vendor == "sqlite":
+            # A transaction that reads first may not write any more.
+            cursor.execute(f"UPDATE {self.buckets} SET used = used {among}", keys)
         cursor.execute(
-            self._update(change, len(keys)), [spent, held, calls, *map(_primary_key, keys)]
+            f"SELECT {self.key}, used, at_ms FROM {self.buckets}{self.by_key} {among} "
+            f"ORDER BY {self.key}{for_update(self.connection)}",
+            keys,
         )
+        rows = {key: (used, at_ms) for key, used, at_ms in cursor.fetchall()}
+        if len(rows) < len(keys):
+            raise _RowsMissing
+        now = _milliseconds(at)
+        return {bucket: drained(bucket, *rows[_bucket_key(bucket)], now) for bucket in buckets}
 
-    def count_refusal(self, cursor: Any, keys: Sequence[BalanceKey]) -> int:
-        """Count one refusal in each row; return how many rows there are."""
-        change = "refused = refused + 1"
-        cursor.execute(self._update(change, len(keys)), [*map(_primary_key, keys)])
-        return int(cursor.rowcount)
+    def fill_buckets(
+        self, cursor: Any, used: Mapping[Bucket, int], amounts: Amounts, at: datetime
+    ) -> None:
+        """Take an attempt's part from locked buckets; in shadow mode until they are empty."""
+        for bucket, level in used.items():
+            wanted = level + bucket.takes(amounts) * bucket.milliseconds
+            full = bucket.amount * bucket.milliseconds
+            self._write_bucket(cursor, bucket, min(wanted, max(level, full)), at)
 
-    def journal(self, cursor: Any, attempt: Attempt, amounts: Amounts, shadowed: str) -> int:
-        """Write the reservation's row and return its id."""
-        decision = attempt.decision
-        if shadowed:
-            decision = f"{decision}; would refuse: {shadowed}".lstrip("; ")
-        charge = attempt.charge
-        row: dict[str, Any] = {
-            **self.blank,
-            "call_id": attempt.call_id,
-            "attempt": attempt.number,
-            "counted": amounts.calls,
-            "feature_id": charge.feature,
-            "category": attempt.category,
-            "user_id": charge.user_id,
-            "subject": charge.subject,
-            "kind": attempt.kind.value,
-            "requested_model": attempt.requested_model,
-            "model": attempt.model,
-            "provider": attempt.provider,
-            "max_tokens": attempt.max_tokens,
-            "speed": attempt.speed,
-            "inference_geo": attempt.inference_geo,
-            "reserved_nanousd": amounts.nanousd,
-            "decision": decision[:200],
-            "rates": attempt.rates,
-            "reserved_at": attempt.reserved_at,
-            "day": attempt.day,
-            "deadline": attempt.deadline,
-            "tags": dict(charge.tags),
+    def give_back(
+        self, cursor: Any, reservation: Reservation, settlement: Settlement, at: datetime
+    ) -> None:
+        """Return to the buckets what an attempt did not use, and learn what is left of them."""
+        changes = {
+            bucket: change
+            for bucket in reservation.buckets
+            if (change := given_back(bucket, reservation.amounts, settlement)) is not None
         }
-        for name, field in self.prepared.items():
-            row[name] = field.get_db_prep_save(row[name], self.connection)
-        values = [row[name] for name in self.order]
-        cursor.execute(self.insert, values)
-        return int(cursor.fetchone()[0] if self.returns else cursor.lastrowid)
+        for bucket, level in self.lock_buckets(cursor, list(changes), at).items():
+            back, least = changes[bucket]
+            self._write_bucket(cursor, bucket, max(level - back, least, 0), at)
 
-    def close(
-        self, cursor: Any, row: int, settlement: Settlement, now: datetime, status: Status
-    ) -> bool:
-        """Write how the attempt ended, if its row still has that status; say whether it had."""
-        usage = settlement.usage
-        values = {
-            "status": settlement.status.value,
-            "cost_nanousd": settlement.cost_nanousd,
-            "input_tokens": usage.input_tokens,
-            "cache_write_5m_tokens": usage.cache_write_5m_tokens,
-            "cache_write_1h_tokens": usage.cache_write_1h_tokens,
-            "cache_read_tokens": usage.cache_read_tokens,
-            "output_tokens": usage.output_tokens,
-            "thinking_tokens": usage.thinking_tokens,
-            "web_searches": usage.web_searches,
-            "service_tier": usage.service_tier[:16],
-            "speed": usage.speed[:16],
-            "inference_geo": usage.inference_geo[:32],
-            "stop_reason": settlement.stop_reason[:32],
-            "request_id": settlement.request_id[:64],
-            "settled_at": self.connection.ops.adapt_datetimefield_value(now),
-            "latency_ms": settlement.latency_ms,
-            "first_token_ms": settlement.first_token_ms,
-            "error": settlement.error[:64],
-        }
-        given = [values[name] for name in (*_CLOSED, *_REPORTED)]
-        cursor.execute(self._patience() + self.update, [*given, row, status.value])
-        return bool(cursor.rowcount)
-
-    def lock_estimate(self, cursor: Any, row: int) -> int | None:
-        """Return what an estimated row was booked at, and lock it; None if it is not one."""
-        for_update = " FOR UPDATE" if self.connection.features.has_select_for_update else ""
+    def _write_bucket(self, cursor: Any, bucket: Bucket, used: int, at: datetime) -> None:
+        # Clocks of attempts may arrive out of order; the bucket's goes forward only.
+        later = "CASE WHEN at_ms > %s THEN at_ms ELSE %s END"
+        now = _milliseconds(at)
         cursor.execute(
-            f"SELECT cost_nanousd FROM {self.calls} WHERE id = %s AND status = %s{for_update}",
-            [row, Status.ESTIMATED.value],
+            f"{patience(self.connection)}UPDATE {self.buckets} SET used = %s, at_ms = {later} "
+            f"WHERE {self.key} = %s",
+            [min(used, _MOST_USED), now, now, _bucket_key(bucket)],
         )
-        found = cursor.fetchone()
-        return None if found is None else int(found[0])
-
-
-_CLOSED = (
-    "status",
-    "cost_nanousd",
-    "input_tokens",
-    "cache_write_5m_tokens",
-    "cache_write_1h_tokens",
-    "cache_read_tokens",
-    "output_tokens",
-    "thinking_tokens",
-    "web_searches",
-    "service_tier",
-    "stop_reason",
-    "request_id",
-    "settled_at",
-    "latency_ms",
-    "first_token_ms",
-    "error",
-)
-
-
-_REPORTED = ("speed", "inference_geo")
-
-_PREPARED = frozenset({"call_id", "user_id", "reserved_at", "day", "deadline", "tags"})
-"""Columns whose values databases write in different ways."""
-
-_JOURNALED = _PREPARED | {
-    "attempt",
-    "counted",
-    "feature_id",
-    "category",
-    "subject",
-    "kind",
-    "requested_model",
-    "model",
-    "provider",
-    "max_tokens",
-    "speed",
-    "inference_geo",
-    "reserved_nanousd",
-    "decision",
-    "rates",
-}
-"""Columns that an attempt gives."""
-
-
-@functools.lru_cache(maxsize=64)
-def _places(count: int) -> str:
-    return ", ".join(["%s"] * count)
 
 
 def _statements(connection: BaseDatabaseWrapper) -> _Statements:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ai_budget.models.budgets import DowngradeRung, FeatureBudget, LimitOverride, UserQuota
 from ai_budget.models.calls import CallLog
 from ai_budget.models.prices import ModelRate
-from ai_budget.models.windows import SpendWindow
+from ai_budget.models.windows import RateBucket, SpendWindow
 
 __all__ = [
     "CallLog",
@@ -13,6 +13,7 @@ __all__ = [
     "FeatureBudget",
     "LimitOverride",
     "ModelRate",
+    "RateBucket",
     "SpendWindow",
     "UserQuota",
 ]

@@ -80,3 +80,32 @@ class SpendWindow(models.Model):
     @property
     def held_usd(self) -> Decimal:
         return money.to_usd(self.held_nanousd)
+
+
+class RateBucket(models.Model):
+    """How much of a limit per minute, or of another short span, is used.
+
+    It is kept by a digest of whom it is for, so that no address of a visitor is stored. A row
+    that is missing is a bucket that is full.
+    """
+
+    key = models.CharField(max_length=32, primary_key=True, editable=False)
+    used = models.BigIntegerField(
+        _("used"), default=0, help_text=_("Requests or tokens, times the bucket's milliseconds.")
+    )
+    at_ms = models.BigIntegerField(
+        _("at"), default=0, help_text=_("When that was so: milliseconds since 1970, in UTC.")
+    )
+
+    class Meta:
+        verbose_name = _("rate bucket")
+        verbose_name_plural = _("rate buckets")
+        indexes: ClassVar = [models.Index(fields=["at_ms"], name="ai_budget_bucket_time")]
+
+    def __str__(self) -> str:
+        return self.key
+
+    @staticmethod
+    def key_for(scope: str, measure: str, seconds: int) -> str:
+        """Return the primary key of a bucket."""
+        return blake2b(f"{scope}|{measure}|{seconds}".encode(), digest_size=16).hexdigest()

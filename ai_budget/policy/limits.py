@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 from ai_budget import periods
 from ai_budget.exceptions import FeatureDisabled
 from ai_budget.periods import Period
-from ai_budget.values import SITE, BalanceKey, Charge, Limit, Measure
+from ai_budget.values import SITE, BalanceKey, Bucket, Charge, Limit, Measure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +31,8 @@ class Budget:
     enforce: bool = True
     daily_limit: int | None = None
     monthly_limit: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
     model: str = ""
     max_tokens: int | None = None
     allow_unbounded: bool = False
@@ -39,14 +41,28 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quota:
-    """One row of what a user may use; None inherits, unless the row is unlimited."""
+    """One row of what a user may use; None inherits, unless the row is unlimited.
+
+    ``group`` is the rank of a group that the user is in, its priority and id: the lowest wins.
+    A row for neither is everyone's default.
+    """
 
     for_user: bool = False
+    group: tuple[int, int] | None = None
     for_feature: bool = False
     unlimited: bool = False
     daily_calls: int | None = None
     daily_limit: int | None = None
     monthly_limit: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+    @property
+    def generality(self) -> tuple[int, int, int]:
+        """The order in which rows are asked: the user's own, the groups', everyone's."""
+        if self.for_user:
+            return (0, 0, 0)
+        return (2, 0, 0) if self.group is None else (1, *self.group)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +83,12 @@ class Rules:
     @property
     def rungs(self) -> tuple[Rung, ...]:
         """The ladder: the feature's own, else its category's, else the site's."""
-        return next((budget.rungs for budget in self.budgets if budget.rungs), ())
+        return () if self.ladder is None else self.ladder.rungs
+
+    @property
+    def ladder(self) -> Budget | None:
+        """The budget whose ladder it is."""
+        return next((budget for budget in self.budgets if budget.rungs), None)
 
     @property
     def category_name(self) -> str:
@@ -82,26 +103,53 @@ def ensure_enabled(rules: Rules) -> None:
             raise FeatureDisabled(f"The budget {budget.name!r}{whole} is paused.")
 
 
-def limits_in_force(charge: Charge, rules: Rules, *, at: datetime, zone: ZoneInfo) -> list[Limit]:
-    """Return every window that an attempt counts in, with the most each may hold.
+def own_limit(given: int | None, name: str, *, of_settings: int | None) -> int | None:
+    """Return a budget's own limit without overrides; the settings stand in for the site's."""
+    return of_settings if given is None and name == SITE else given
+
+
+def raised(limit: int | None, overrides: Iterable[int]) -> int | None:
+    """Return a limit, raised to the highest override; what has no limit cannot be raised."""
+    return None if limit is None else max([limit, *overrides])
+
+
+def limits_in_force(
+    charge: Charge, rules: Rules, *, at: datetime, zone: ZoneInfo
+) -> list[Limit | Bucket]:
+    """Return every window that an attempt counts in, with the most each may hold, and buckets.
 
     Windows without a limit are counted too, so that a limit set later in the day knows what
     was spent before it.
     """
     day, month = periods.day(at, zone), periods.month(at, zone)
-    limits: list[Limit] = []
+    limits: list[Limit | Bucket] = []
     for budget in rules.budgets:
         scope = _scope(budget, rules)
         for window, amount in ((day, budget.daily_limit), (month, budget.monthly_limit)):
             limits.append(Limit(scope=scope, window=window, amount=amount, enforce=budget.enforce))
+        for measure, name in _PER_MINUTE:
+            rate = getattr(budget, name)
+            if rate is not None:
+                bucket = Bucket(scope=scope, measure=measure, amount=rate, enforce=budget.enforce)
+                limits.append(bucket)
     for scope, for_feature in caller_scopes(charge):
-        rows = _most_specific_first(rules.quotas, charge, scope, for_feature=for_feature)
+        rows = _most_specific_first(rules.quotas, scope, for_feature=for_feature)
         for window, name in ((day, "daily_limit"), (month, "monthly_limit")):
             limits.append(Limit(scope=scope, window=window, amount=_first(rows, name)))
         calls = _first(rows, "daily_calls")
         if calls is not None:
             limits.append(Limit(scope=scope, window=day, measure=Measure.CALLS, amount=calls))
+        for measure, name in _PER_MINUTE:
+            rate = _first(rows, name)
+            if rate is not None:
+                limits.append(Bucket(scope=scope, measure=measure, amount=rate))
     return limits
+
+
+_PER_MINUTE = (
+    (Measure.REQUESTS, "requests_per_minute"),
+    (Measure.TOKENS, "tokens_per_minute"),
+)
 
 
 def balance_keys(charge: Charge, category: str, day: date) -> list[BalanceKey]:
@@ -133,14 +181,32 @@ def caller_scopes(charge: Charge) -> list[tuple[str, bool]]:
     ]
 
 
-def dollar_limits(limits: Iterable[Limit]) -> list[Limit]:
-    """Return the limits of money that the ladder follows: of feature, category and site."""
+def refused_keys(charge: Charge, day: date, *, scope: str = "") -> list[BalanceKey]:
+    """Return the days to count a refusal in: the feature's, the caller's, and the limit's own.
+
+    ``scope`` is that of the limit. What a caller may use in one feature is not counted apart.
+    """
+    callers = caller_scopes(charge)
+    in_feature = {name for name, for_feature in callers if for_feature}
+    scopes = {f"feature:{charge.feature}", *(name for name, _ in callers), scope}
+    return [BalanceKey(name, Period.DAY, day) for name in sorted(scopes - in_feature) if name]
+
+
+def ladder_limits(rules: Rules, limits: Iterable[Limit | Bucket]) -> list[Limit]:
+    """Return the limits of money that the ladder follows: of feature, category and site.
+
+    Those of a budget in shadow mode are followed by its own ladder, which is only recorded,
+    and by no other.
+    """
+    own = "" if rules.ladder is None else _scope(rules.ladder, rules)
     return [
         limit
         for limit in limits
-        if limit.measure is Measure.NANOUSD
+        if isinstance(limit, Limit)
+        and limit.measure is Measure.NANOUSD
         and limit.amount is not None
         and not limit.scope.startswith(("user:", "subject:"))
+        and (limit.enforce or limit.scope == own)
     ]
 
 
@@ -151,16 +217,15 @@ def _scope(budget: Budget, rules: Rules) -> str:
     return f"{kind}:{budget.name}"
 
 
-def _most_specific_first(
-    quotas: Sequence[Quota], charge: Charge, scope: str, *, for_feature: bool
-) -> list[Quota]:
+def _most_specific_first(quotas: Sequence[Quota], scope: str, *, for_feature: bool) -> list[Quota]:
     of_user = scope.startswith("user:")
     rows = [
         quota
         for quota in quotas
-        if quota.for_feature == for_feature and (of_user or not quota.for_user)
+        if quota.for_feature == for_feature
+        and (of_user or not (quota.for_user or quota.group is not None))
     ]
-    return sorted(rows, key=lambda quota: not quota.for_user)
+    return sorted(rows, key=lambda quota: quota.generality)
 
 
 def _first(rows: Sequence[Quota], name: str) -> int | None:

@@ -12,6 +12,9 @@ The rules, each on the safe side of what the API documents:
 - Prices: the long-context tier if the prompt may reach it, the dearest kind of cache write that
   is marked, fast mode if asked for, US inference unless another is declared.
 
+Where the API's own count of a prompt sees all of it, that count and a margin may stand in for
+the prompt's part: it is never wider than the rules, and often a quarter of them.
+
 Parameters, blocks and tools are tabled below. What is in no table has no bound, until somebody
 classifies it.
 """
@@ -113,6 +116,39 @@ CLIENT_TOOLS = {
 """Tools of Anthropic's that run at the caller's, by prefix, and the tokens of their
 definitions, which the request does not show: some times what the API's documents name."""
 
+COUNTED_PARAMETERS = frozenset(
+    {"messages", "model", "output_config", "system", "thinking", "tool_choice", "tools"}
+)
+"""What a count of the prompt is asked with: all that the model reads, and nothing else."""
+
+UNCOUNTED_PARAMETERS = frozenset(
+    {
+        "compaction",
+        "container",
+        "context_management",
+        "fallbacks",
+        "mcp_servers",
+        "output_format",
+        "thread",
+    }
+)
+"""What makes the model read more than a count sees, or read it with another tokenizer."""
+
+COUNTED_BLOCKS = frozenset({"text", "image", "document", "tool_use", "tool_result"})
+"""Blocks that a count is documented to see whole. Others may be left out of it, as the thinking
+of earlier turns is for some models and not for others."""
+
+COUNT_MARGIN_TOKENS = 64
+COUNT_MARGIN_DIVISOR = 20
+"""What is added to a count: 64 tokens, and one for every 20 counted.
+
+The API calls its count an estimate that may differ from what is billed "by a small amount"
+(https://platform.claude.com/docs/en/build-with-claude/token-counting). Users tell of differences
+of some tens of tokens, and a twentieth leaves room for more in long prompts. Tokens that the API
+adds on its own are counted and not billed. A bound that proves too low all the same is booked at
+its true cost, and logged.
+"""
+
 SERVER_TOOLS = {
     "web_search_": "max_uses",
     "web_fetch_": "max_uses",
@@ -136,6 +172,9 @@ CLIENT_TOOLS_TOKENS = 1_024
 CLIENT_TOOL_TOKENS = 64
 """For the frame of each client tool."""
 
+_EXPECTED_BYTES = 3
+"""Bytes a token from which on a prompt is not expected to fit into a window."""
+
 MOST_TOKENS = 2**31 - 1
 """What the journal's column holds; no model writes near as much."""
 
@@ -150,6 +189,7 @@ class _Prompt:
     text_tokens: int = 0
     media_bytes: int = 0
     images: int = 0
+    counted: int | None = None
     whole_window: bool = False
     marks: set[str] = field(default_factory=set)
     reasons: list[str] = field(default_factory=list)
@@ -161,10 +201,10 @@ class _Prompt:
 
     def tokens(self, rates: ModelRates, written: int = 0) -> int:
         """Return the most that a model reads, ``written`` before it being part of that."""
-        if self.whole_window:
-            return rates.context_window
-        tokens = self.text_tokens + self.images * rates.image_tokens + written
-        return min(tokens, rates.context_window)
+        most = rates.context_window
+        if not self.whole_window:
+            most = min(most, self.text_tokens + self.images * rates.image_tokens + written)
+        return most if self.counted is None else min(most, _with_margin(self.counted))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,12 +234,15 @@ def bound(
     batch: bool = False,
     region: str = "",
     allow_unbounded: bool = False,
+    counted: int | None = None,
     at: datetime | None = None,
 ) -> Bound:
     """Return the most that the request can use and cost.
 
     ``body`` is the request's JSON with ``max_tokens`` set; ``declared_geo`` is the workspace's
-    default geography where it is known. Raises ``UnboundedCall``, which says what to set,
+    default geography where it is known. ``counted`` is the API's count of the prompt in tokens,
+    asked with ``count_request``; it can only lower the bound. Raises ``UnboundedCall``, which says
+    what to set,
     unless ``allow_unbounded``: then what has a bound is counted, and the loop's usual turns.
     Raises ``UnpricedModel`` where a model, or the speed of the first, has no price.
     """
@@ -215,6 +258,8 @@ def bound(
         raise UnboundedCall(" ".join(unbounded))
     rates.bands(speed)  # raises UnpricedModel; a helper without this speed runs at its own
     prompt = _read_prompt(body, turns=loop.turns)
+    if counted is not None and count_request(body) is not None:
+        prompt.counted, prompt.reasons = counted, []
     geo = _geo(body, rates, declared_geo)
     prompt_tokens = prompt.tokens(rates)
     total = _attempt(rates, prompt_tokens, max_tokens, loop.turns, prompt.marks, speeds) * geo
@@ -404,7 +449,71 @@ def _tools(body: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
                     yield definition
 
 
+# The count of a prompt
+
+
+def count_request(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what to ask the API with for the count of a prompt.
+
+    None where its count would not be all that the model reads: server tools and MCP, addresses
+    and files, threads and containers, other models that may answer, citations, and whatever
+    nobody has classified.
+    """
+    given = {name for name, value in body.items() if value}
+    if given & UNCOUNTED_PARAMETERS or not given <= PARAMETERS.keys():
+        return None
+    if not all(_is_counted_tool(tool) for tool in _tools(body)):
+        return None
+    contents = [
+        body.get("system"),
+        *(part.get("content") for part in _mappings(body.get("messages"))),
+    ]
+    if not all(_is_counted(content) for content in contents):
+        return None
+    return {name: value for name, value in body.items() if name in COUNTED_PARAMETERS}
+
+
+def _with_margin(counted: int) -> int:
+    return counted + COUNT_MARGIN_TOKENS + money.ceil_div(counted, COUNT_MARGIN_DIVISOR)
+
+
+def _is_counted_tool(tool: Mapping[str, Any]) -> bool:
+    kind = str(tool.get("type") or "custom")
+    return kind == "custom" or bool(_client_tool_tokens(kind))
+
+
+def _is_counted(content: Any) -> bool:
+    """Say whether a count sees all of some content, and of what is in it."""
+    if content is None or isinstance(content, str):
+        return True
+    if isinstance(content, Mapping):
+        content = [content]
+    return all(_is_counted_block(block) for block in _mappings(content))
+
+
+def _is_counted_block(block: Mapping[str, Any]) -> bool:
+    if block.get("type") not in COUNTED_BLOCKS or block.get("citations"):
+        return False
+    source = block.get("source")
+    if isinstance(source, Mapping):
+        if source.get("type") not in ("base64", "text", "content"):
+            return False
+        if not _is_counted(source.get("content")):
+            return False
+    return _is_counted(block.get("content"))
+
+
 # The prompt
+
+
+def is_expected_to_fit(body: Mapping[str, Any], rates: ModelRates) -> bool:
+    """Say whether a prompt should fit into a model's window, at three bytes of text a token.
+
+    Images count as in the bound. A PDF's pages are not known: its bytes stand for their text.
+    """
+    prompt = _read_prompt(body, turns=1)
+    text = prompt.text_tokens if not prompt.whole_window else json_bytes(body) - prompt.media_bytes
+    return text // _EXPECTED_BYTES + prompt.images * rates.image_tokens <= rates.context_window
 
 
 def json_bytes(body: Mapping[str, Any]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 from django.db.models import Prefetch
@@ -13,6 +14,7 @@ from ai_budget import money, periods
 from ai_budget.conf import conf
 from ai_budget.models import FeatureBudget, LimitOverride
 from ai_budget.periods import Period, Window
+from ai_budget.policy.limits import own_limit, raised
 from ai_budget.values import SITE
 
 
@@ -56,20 +58,18 @@ def base_limit(budget: FeatureBudget, period: Period) -> int | None:
     """Return a budget's own limit without overrides; the settings stand in for the site's."""
     day = period is Period.DAY
     own = budget.daily_limit_usd if day else budget.monthly_limit_usd
-    if own is not None:
-        return money.parse_usd(own)
-    if not budget.is_site:
-        return None
     default = conf.DAILY_LIMIT_USD if day else conf.MONTHLY_LIMIT_USD
-    return None if default is None else money.parse_usd(default)
+    return own_limit(_nanousd(own), budget.name, of_settings=_nanousd(default))
 
 
-def raised(limit: int | None, overrides: Iterable[LimitOverride]) -> int | None:
+def raised_by(limit: int | None, overrides: Iterable[LimitOverride]) -> int | None:
     """Return the limit, raised to the highest override; what has no limit cannot be raised."""
-    if limit is None:
-        return None
-    amounts = (override.amount_usd for override in overrides)
-    return max([limit, *(money.parse_usd(amount) for amount in amounts if amount is not None)])
+    amounts = (_nanousd(override.amount_usd) for override in overrides)
+    return raised(limit, (amount for amount in amounts if amount is not None))
+
+
+def _nanousd(usd: Decimal | int | str | None) -> int | None:
+    return None if usd is None else money.parse_usd(usd)
 
 
 def _allowed(budget: FeatureBudget, first: date, last: date, zone: ZoneInfo) -> int | None:
@@ -87,7 +87,7 @@ def _summed(
     if not overrides:
         return limit * _count(period, first, last)
     return sum(
-        raised(
+        raised_by(
             limit,
             [o for o in overrides if o.created_at < window.end and o.until > window.start],
         )

@@ -20,10 +20,11 @@ from django.utils.translation import gettext as _
 
 from ai_budget import periods
 from ai_budget.conf import conf
+from ai_budget.ledger import base as ledgers
 from ai_budget.models import CallLog, FeatureBudget, LimitOverride, SpendWindow
 from ai_budget.periods import Period
-from ai_budget.review.limits import Allowance, allowances, base_limit, raised
-from ai_budget.values import SITE
+from ai_budget.review.limits import Allowance, allowances, base_limit, raised_by
+from ai_budget.values import SITE, BalanceKey, Balances
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -430,15 +431,16 @@ def balances_today_and_month(
     alias = using or conf.LEDGER_DATABASE
     at, zone = periods.now(), conf.TIME_ZONE
     today, month = periods.day(at, zone), periods.month(at, zone)
-    keys = [
-        SpendWindow.key_for(scope, window.period, window.first_day)
-        for budget in budgets
-        for scope in _scopes(budget)
-        for window in (today, month)
-    ]
     balances = {
-        (window.scope, window.period): window
-        for window in SpendWindow.objects.using(alias).filter(pk__in=keys)
+        (key.scope, key.period): balance
+        for key, balance in ledgers.current()
+        .balances(
+            BalanceKey(scope, window.period, window.first_day)
+            for budget in budgets
+            for scope in _scopes(budget)
+            for window in (today, month)
+        )
+        .items()
     }
     overrides = list(
         LimitOverride.objects.using(alias).filter(
@@ -543,16 +545,16 @@ def _scopes(budget: FeatureBudget) -> list[str]:
 def _use(
     budget: FeatureBudget,
     period: Period,
-    balances: Mapping[tuple[str, str], SpendWindow],
+    balances: Mapping[tuple[str, Period], Balances],
     overrides: Sequence[LimitOverride],
 ) -> LimitUse:
     # A name that is both a category and a feature has two balances under the same limit: the
     # fuller one is what refuses next.
     found = [balances[key] for scope in _scopes(budget) if (key := (scope, period)) in balances]
-    balance = max(found, key=lambda it: it.spent_nanousd + it.held_nanousd, default=SpendWindow())
+    balance = max(found, key=lambda it: it.taken_nanousd, default=Balances())
     base = base_limit(budget, period)
     own = [it for it in overrides if it.budget_id == budget.pk and it.period == period]
-    limit = raised(base, own)
+    limit = raised_by(base, own)
     return LimitUse(
         spent_nanousd=balance.spent_nanousd,
         held_nanousd=balance.held_nanousd,

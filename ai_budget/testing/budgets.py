@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
 from django.db import transaction
 from django.test import override_settings
 
 from ai_budget import periods
-from ai_budget.conf import conf
+from ai_budget.conf import DEFAULTS, conf
+from ai_budget.ledger.connection import stand_in
 from ai_budget.models import DowngradeRung, FeatureBudget
 from ai_budget.pricing import rates
 from ai_budget.testing.simulator import AnthropicSimulator
@@ -82,21 +83,32 @@ class BudgetTestMixin(_Case):
     """
 
     anthropic_api: AnthropicSimulator
+    _overridden_settings: ClassVar[dict[str, Any]]
 
     @classmethod
     def setUpClass(cls) -> None:
-        super().setUpClass()
         cls.anthropic_api = AnthropicSimulator()
         cls.anthropic_api.start()
         cls.addClassCleanup(cls.anthropic_api.stop)
-        override = override_settings(AI_BUDGET=local_settings(cls.anthropic_api))
-        override.enable()
-        cls.addClassCleanup(override.disable)
+        # Django puts these in force before setUpTestData, which may make calls, and after it
+        # has what override_settings says of the class.
+        own: dict[str, Any] = getattr(cls, "_overridden_settings", None) or {}
+        with override_settings(**own):
+            cls.enterClassContext(ledger_of_the_test())
+            local = {**own, "AI_BUDGET": local_settings(cls.anthropic_api)}
+        cls._overridden_settings = local
+        cls.addClassCleanup(setattr, cls, "_overridden_settings", own)
+        super().setUpClass()
 
     def setUp(self) -> None:
         super().setUp()
         self.anthropic_api.reset()
         rates.forget()
+
+
+def ledger_of_the_test() -> AbstractContextManager[None]:
+    """Let the test's own connection stand in for a second alias, where the site has one."""
+    return stand_in("default") if conf.LEDGER_DATABASE != "default" else nullcontext()
 
 
 def local_settings(api: AnthropicSimulator) -> dict[str, Any]:
@@ -105,5 +117,7 @@ def local_settings(api: AnthropicSimulator) -> dict[str, Any]:
         **getattr(settings, "AI_BUDGET", {}),
         "API_KEY": "local",
         "BASE_URL": api.base_url,
+        # What a test reserved is rolled back with it.
+        "LEDGER": DEFAULTS["LEDGER"],
         "LEDGER_DATABASE": "default",
     }

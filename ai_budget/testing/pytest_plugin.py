@@ -26,10 +26,11 @@ def anthropic_api(
 ) -> Iterator[AnthropicSimulator]:
     """The local API, empty, with the settings pointing at it. The test needs a database mark."""
     from ai_budget.pricing import rates
-    from ai_budget.testing.budgets import local_settings
+    from ai_budget.testing.budgets import ledger_of_the_test, local_settings
 
     anthropic_api_server.reset()
-    settings.AI_BUDGET = local_settings(anthropic_api_server)
-    rates.forget()
-    yield anthropic_api_server
-    rates.forget()
+    with ledger_of_the_test():
+        settings.AI_BUDGET = local_settings(anthropic_api_server)
+        rates.forget()
+        yield anthropic_api_server
+        rates.forget()

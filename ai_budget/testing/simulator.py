@@ -177,6 +177,7 @@ class AnthropicSimulator:
     host: a loopback address; any other raises ValueError, for its answers are made up.
     port: 0 takes a free one.
     default: what happens to a message request when nothing is enqueued.
+    count_failure: what token counting answers in place of a count; None counts.
     compress: whether bodies are gzipped for the clients that accept it.
     clock: seconds; what the prompt cache's lifetimes and `RecordedRequest.at` are counted in.
     history: how many requests and bills to remember; None remembers all.
@@ -190,12 +191,14 @@ class AnthropicSimulator:
         host: str = "127.0.0.1",
         port: int = 0,
         default: StepSource | None = None,
+        count_failure: Fail | None = None,
         compress: bool = False,
         clock: Callable[[], float] = time.monotonic,
         history: int | None = None,
     ) -> None:
         self.default: StepSource = default if default is not None else Reply()
         self._initial_default = self.default
+        self.count_failure = self._initial_count_failure = count_failure
         self._address = loopback_address(host)
         self._port = port
         self._compress = compress
@@ -269,6 +272,7 @@ class AnthropicSimulator:
         with self._lock:
             self._books = _Books(self._history)
             self.default = self._initial_default
+            self.count_failure = self._initial_count_failure
             self._prompt_cache.clear()
 
     def wait_until_idle(self, timeout: float = 5.0) -> None:
@@ -334,14 +338,7 @@ class AnthropicSimulator:
         step = self._next_step(call)
         match step:
             case Fail():
-                call.exchange.pause(step.delay)
-                raise ApiError(
-                    step.status,
-                    step.message,
-                    error_type=step.error_type,
-                    retry_after=step.retry_after,
-                    details=step.details,
-                )
+                self._fail(call, step)
             case Hang():
                 if step.billed:
                     self._bill_unread(call)
@@ -355,6 +352,17 @@ class AnthropicSimulator:
                 self._reply(call, step, step)
             case _:
                 self._reply(call, step.reply, step)
+
+    def _fail(self, call: Call, step: Fail) -> None:
+        call.exchange.pause(step.delay)
+        error = ApiError(
+            step.status,
+            step.message,
+            error_type=step.error_type,
+            retry_after=step.retry_after,
+            details=step.details,
+        )
+        _send_error(call.exchange, error, call.request_id, headers=step.headers)
 
     def _next_step(self, call: Call) -> Step:
         source = call.books.next_step() or self.default
@@ -401,7 +409,7 @@ class AnthropicSimulator:
             # A client that gives up does not stop the model.
             self.bill(call, answer.message["model"], answer.usage)
         self._prompt_cache.commit(cache)
-        headers = call.headers(_rate_limit_headers(answer.usage))
+        headers = call.headers({**_rate_limit_headers(answer.usage), **(reply.headers or {})})
         payload = to_json(answer.message)
         if isinstance(step, CutStream):
             call.exchange.send_half(200, headers, payload)
@@ -417,7 +425,7 @@ class AnthropicSimulator:
         try:
             call.exchange.pause(reply.delay)
             self._prompt_cache.commit(cache)
-            headers = _stream_headers(call.request_id, answer.usage)
+            headers = {**_stream_headers(call.request_id, answer.usage), **(reply.headers or {})}
             call.exchange.start_stream(200, headers)
             for number, event in enumerate(events, start=1):
                 if event.name == "content_block_delta":
@@ -436,6 +444,9 @@ class AnthropicSimulator:
     # The free endpoints.
 
     def _count_tokens(self, call: Call) -> None:
+        if self.count_failure is not None:
+            self._fail(call, self.count_failure)
+            return
         body = check_prompt(call.body)
         check_version(body, call.api_version)
         check_countable(body)
@@ -501,15 +512,21 @@ def _tenant(headers: Mapping[str, str]) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _send_error(exchange: Exchange, error: ApiError, request_id: str) -> None:
-    headers = {
+def _send_error(
+    exchange: Exchange,
+    error: ApiError,
+    request_id: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    own = {
         **_common_headers(request_id),
         "content-type": "application/json",
         "x-should-retry": "true" if error.retryable else "false",
     }
     if error.retry_after is not None:
-        headers["retry-after"] = f"{error.retry_after:g}"
-    exchange.send(error.status, headers, to_json(error.payload(request_id)))
+        own["retry-after"] = f"{error.retry_after:g}"
+    exchange.send(error.status, {**own, **(headers or {})}, to_json(error.payload(request_id)))
 
 
 def _common_headers(request_id: str) -> dict[str, str]:

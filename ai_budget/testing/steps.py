@@ -25,6 +25,7 @@ class Reply:
     model: the model that answers, when it is not the one that was asked.
     delay: seconds before the response begins; who gives up before is billed all the same.
     chunk_delay: seconds between two deltas of a stream.
+    headers: laid over the response's own, such as `anthropic-ratelimit-requests-remaining`.
     """
 
     text: str | None = None
@@ -37,6 +38,7 @@ class Reply:
     model: str | None = None
     delay: float = 0.0
     chunk_delay: float = 0.0
+    headers: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +50,7 @@ class Fail:
     retry_after: seconds, sent as `retry-after`; the SDK honours fractions and ignores 0.
     details: `error.details`, such as {"error_code": "enforced_spend_limit_reached"}.
     delay: seconds before the response.
+    headers: laid over the response's own.
     """
 
     status: int
@@ -56,6 +59,7 @@ class Fail:
     retry_after: float | None = None
     details: Mapping[str, Any] | None = None
     delay: float = 0.0
+    headers: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

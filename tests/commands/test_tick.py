@@ -10,9 +10,11 @@ import pytest
 from django.core.management import call_command
 
 from ai_budget import periods
+from ai_budget.exceptions import LedgerUnavailable
+from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.database import DatabaseLedger
-from ai_budget.models import CallLog
-from tests.ledger.given import NOON, limit, reserve, settle, settled
+from ai_budget.models import CallLog, RateBucket
+from tests.ledger.given import NOON, bucket, limit, reserve, settle, settled
 
 pytestmark = pytest.mark.django_db
 
@@ -67,6 +69,31 @@ def test_a_call_on_its_way_is_left_alone() -> None:
     tick()
 
     assert CallLog.objects.get().status == "reserved"
+
+
+def test_buckets_that_have_long_been_full_are_dropped() -> None:
+    ledgers.current().take([bucket(1)], at=NOON - timedelta(days=3))
+    ledgers.current().take([bucket(2, "user:7")], at=NOON)
+
+    assert tick() == ""
+    assert [row.pk for row in RateBucket.objects.all()] == [
+        RateBucket.key_for("user:7", "requests", 60)
+    ]
+
+
+def test_what_is_overdue_is_booked_before_anything_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unavailable(self: DatabaseLedger) -> None:
+        raise LedgerUnavailable
+
+    monkeypatch.setattr(DatabaseLedger, "tidy", unavailable)
+    reserve([limit(None)])
+
+    with pytest.raises(LedgerUnavailable):
+        tick()
+
+    assert CallLog.objects.get().status == "estimated"
 
 
 def test_a_second_run_changes_nothing() -> None:

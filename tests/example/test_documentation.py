@@ -53,8 +53,7 @@ def test_every_error_is_documented() -> None:
         if isinstance(getattr(ai_budget, name), type)
         and issubclass(getattr(ai_budget, name), AIBudgetError)
     }
-    # Raised by `price` alone, and by what is yet to come.
-    errors -= {"UnclassifiedUsage", "RateLimited"}
+    errors -= {"UnclassifiedUsage"}  # raised by `price` alone
     page = _text("docs", "limits.md")
 
     assert {name for name in errors if f"{name}" not in page} == set()

@@ -20,6 +20,7 @@ from ai_budget.values import (
     Amounts,
     Attempt,
     Balances,
+    Bucket,
     Charge,
     Kind,
     Limit,
@@ -54,6 +55,24 @@ def limit(
     )
 
 
+def bucket(
+    amount: int,
+    scope: str = "feature:chat",
+    *,
+    tokens: bool = False,
+    seconds: int = 60,
+    enforce: bool = True,
+) -> Bucket:
+    """One bucket, of requests unless it is one of ``tokens``."""
+    return Bucket(
+        scope=scope,
+        measure=Measure.TOKENS if tokens else Measure.REQUESTS,
+        amount=amount,
+        seconds=seconds,
+        enforce=enforce,
+    )
+
+
 def limits_of(
     charge: Charge,
     *,
@@ -63,14 +82,20 @@ def limits_of(
     quota: Quota | None = None,
     at: datetime = NOON,
 ) -> list[Limit]:
-    """All that a charge counts in, as the policy says it."""
+    """All windows that a charge counts in, as the policy says it."""
     rules = Rules(
         feature=Budget(name=charge.feature, daily_limit=daily),
         category=Budget(name=category) if category else None,
         site=Budget(name=SITE, daily_limit=site),
         quotas=() if quota is None else (quota,),
     )
-    return limits_in_force(charge, rules, at=at, zone=ZONE)
+    return windows_in_force(charge, rules, at=at)
+
+
+def windows_in_force(charge: Charge, rules: Rules, *, at: datetime) -> list[Limit]:
+    """What the policy says of calendar days and months, without buckets."""
+    limits = limits_in_force(charge, rules, at=at, zone=ZONE)
+    return [limit for limit in limits if isinstance(limit, Limit)]
 
 
 def attempt(charge: Charge = CHAT, *, at: datetime = NOON, **fields: Any) -> Attempt:
@@ -98,17 +123,17 @@ def attempt(charge: Charge = CHAT, *, at: datetime = NOON, **fields: Any) -> Att
 
 
 def reserve(
-    limits: Sequence[Limit],
+    limits: Sequence[Limit | Bucket],
     nanousd: int = 10,
     *,
     calls: int = 1,
+    tokens: int = 0,
     charge: Charge = CHAT,
     **fields: Any,
 ) -> Reservation:
     """Take an amount from limits, for an attempt with these fields."""
-    return ledgers.current().reserve(
-        limits, Amounts(nanousd=nanousd, calls=calls), attempt(charge, **fields)
-    )
+    amounts = Amounts(nanousd=nanousd, calls=calls, tokens=tokens)
+    return ledgers.current().reserve(limits, amounts, attempt(charge, **fields))
 
 
 def settle(reservation: Reservation, settlement: Settlement) -> None:

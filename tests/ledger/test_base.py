@@ -32,7 +32,7 @@ def refused(
     """What one limit says to an attempt, over this balance."""
     balances = {of.key: Balances(spent_nanousd=spent, held_nanousd=held, calls=calls)}
     found = breaches([of], amounts, balances)
-    return refusal(found, amounts, at) if found else None
+    return refusal(found, at) if found else None
 
 
 # Whether -----------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def test_every_limit_that_has_no_room_is_named() -> None:
 
     found = breaches(limits, TEN, balances)
 
-    assert [of for of, _ in found] == [limits[0], limits[2], limits[3]]
+    assert [breach.limit for breach in found] == [limits[0], limits[2], limits[3]]
 
 
 # With which numbers ------------------------------------------------------------------------------
@@ -151,8 +151,9 @@ def test_retrying_is_never_in_the_past(
 # Which of several --------------------------------------------------------------------------------
 
 
-def worst(*found: tuple[Limit, Balances]) -> LimitReached:
-    return refusal(found, TEN, NOON)
+def worst(*full: tuple[Limit, Balances]) -> LimitReached:
+    found = [breach for of, balances in full for breach in breaches([of], TEN, {of.key: balances})]
+    return refusal(found, NOON)
 
 
 EXHAUSTED, SATURATED = Balances(spent_nanousd=100), Balances(held_nanousd=100)

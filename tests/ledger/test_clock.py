@@ -10,7 +10,8 @@ from django.db import connection
 from pytest_django import DjangoAssertNumQueries
 
 from ai_budget import periods
-from ai_budget.ledger.database import CLOCK_SECONDS, DatabaseLedger
+from ai_budget.ledger.clock import CLOCK_SECONDS
+from ai_budget.ledger.database import DatabaseLedger
 
 pytestmark = pytest.mark.django_db
 

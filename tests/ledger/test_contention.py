@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import random
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import TypeVar
 
 import pytest
-from django.db import connection, connections
+from django.db import connection
 
 from ai_budget.exceptions import BudgetExceeded, LimitReached, QuotaExceeded
 from ai_budget.ledger import base as ledgers
-from ai_budget.ledger import database
-from ai_budget.models import CallLog, SpendWindow
+from ai_budget.ledger import connection as connecting
+from ai_budget.models import CallLog, RateBucket, SpendWindow
 from ai_budget.policy.limits import Quota
-from ai_budget.values import SITE, Balances, Charge, Limit, Reservation
+from ai_budget.values import SITE, Balances, Bucket, Charge, Limit, Reservation
 from tests.ledger.conftest import Clock
 from tests.ledger.given import (
     CHAT,
+    NOON,
     RELEASED,
+    bucket,
     estimated,
     limit,
     limits_of,
@@ -33,31 +33,13 @@ from tests.ledger.given import (
     sums_of_calls,
     sums_of_windows,
 )
+from tests.ledger.threads import THREADS, together
 
 pytestmark = [
     pytest.mark.contention,
     pytest.mark.django_db(transaction=True),
     pytest.mark.usefixtures("clock"),
 ]
-
-THREADS = 8
-Result = TypeVar("Result")
-
-
-def together(work: Sequence[Callable[[], Result]]) -> list[Result]:
-    """Do everything at the same moment, each in a thread with a connection of its own."""
-    start = threading.Barrier(len(work))
-
-    def begin(one: Callable[[], Result]) -> Result:
-        try:
-            connection.ensure_connection()
-            start.wait(timeout=30)
-            return one()
-        finally:
-            connections.close_all()
-
-    with ThreadPoolExecutor(max_workers=len(work)) as pool:
-        return list(pool.map(begin, work, timeout=120))
 
 
 def tried(limits: Sequence[Limit], nanousd: int = 10, charge: Charge = CHAT) -> Reservation | None:
@@ -72,7 +54,7 @@ def tried(limits: Sequence[Limit], nanousd: int = 10, charge: Charge = CHAT) -> 
 def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How often a step had to be tried again."""
     slept: list[float] = []
-    monkeypatch.setattr(database, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr(connecting, "time", SimpleNamespace(sleep=slept.append))
     return slept
 
 
@@ -124,7 +106,7 @@ def test_exactly_as_many_as_fit_are_admitted(
     assert admitted == fit == CallLog.objects.count()
     assert {type(error) for error in errors} == {kind}
     assert {spent_held_calls(of) for of in limits} == {(0, fit * 10, fit)}
-    assert SpendWindow.objects.get(scope="feature:chat", period="day").refused == ATTEMPTS - fit
+    assert len(errors) == ATTEMPTS - fit
 
 
 def test_two_cannot_both_take_the_last_cent() -> None:
@@ -221,7 +203,7 @@ def test_balances_that_are_missing_are_made_once() -> None:
 
 
 def test_refusals_at_the_same_moment_are_all_counted() -> None:
-    together([lambda: tried([limit(5)])] * THREADS)
+    together([lambda: ledgers.current().count_refusal([limit(5).key])] * THREADS)
 
     assert SpendWindow.objects.get().refused == THREADS
 
@@ -252,3 +234,96 @@ def test_calls_over_the_same_balances_in_any_order_do_not_wait_for_each_other(
     assert not CallLog.objects.filter(status="reserved").exists()
     if connection.vendor != "sqlite":  # which has one lock for all, and asks again and again
         assert sleeps == []
+
+
+# Buckets -----------------------------------------------------------------------------------------
+
+
+def admitted(attempts: Sequence[Callable[[], object]]) -> int:
+    """How many of them a limit let through, all at the same moment."""
+
+    def one(attempt: Callable[[], object]) -> bool:
+        try:
+            attempt()
+        except LimitReached:
+            return False
+        return True
+
+    return sum(together([functools.partial(one, attempt) for attempt in attempts]))
+
+
+def test_exactly_as_many_requests_as_fit_are_admitted() -> None:
+    of: list[Limit | Bucket] = [limit(None), bucket(5), bucket(100, SITE, tokens=True)]
+
+    assert admitted([lambda: reserve(of, tokens=1)] * 12) == 5
+    assert CallLog.objects.count() == 5
+
+
+def test_exactly_as_many_tokens_as_fit_are_admitted() -> None:
+    of: list[Limit | Bucket] = [limit(None), bucket(50), bucket(100, SITE, tokens=True)]
+
+    assert admitted([lambda: reserve(of, tokens=30)] * 12) == 3
+
+
+def test_exactly_as_many_views_as_fit_are_admitted() -> None:
+    of = bucket(5, "view:chat:user:7")
+
+    assert admitted([lambda: ledgers.current().take([of], at=NOON)] * 12) == 5
+
+
+def test_what_is_given_back_at_the_same_moment_is_all_there() -> None:
+    of = bucket(120, SITE, tokens=True)
+    reservations = [reserve([limit(None), of], tokens=10) for _ in range(12)]
+
+    together([lambda one=one: settle(one, settled(1, tokens=4)) for one in reservations])  # type: ignore[misc]
+
+    reserve([of], tokens=72)
+    with pytest.raises(LimitReached):
+        reserve([of], tokens=1)
+
+
+def test_calls_over_the_same_buckets_in_any_order_do_not_wait_for_each_other(
+    sleeps: list[float],
+) -> None:
+    """Nor do views, nor the tick: no deadlock, and not even one that is tried again."""
+    scopes = ["feature:chat", "category:support", SITE, "user:7", "user:7,feature:chat", "user:8"]
+    views = [bucket(10_000, f"view:{number}") for number in range(4)]
+    every: list[Limit | Bucket] = [
+        of
+        for scope in scopes
+        for of in (limit(None, scope), bucket(10_000, scope), bucket(10**9, scope, tokens=True))
+    ]
+    settle(reserve(every, 10, tokens=1), RELEASED)
+    ledgers.current().take(views, at=NOON)
+
+    def work(number: int) -> None:
+        chance = random.Random(number)
+        for _ in range(6):
+            some = chance.sample(every, chance.randint(2, len(every)))
+            reservation = reserve(some, 10, tokens=100)
+            for _ in range(4):
+                ledgers.current().take(chance.sample(views, 3), at=NOON)
+            ledgers.current().tidy()
+            settle(reservation, settled(chance.randint(0, 10), tokens=chance.randint(0, 100)))
+
+    together([lambda number=number: work(number) for number in range(THREADS)])  # type: ignore[misc]
+
+    assert not CallLog.objects.filter(status="reserved").exists()
+    if connection.vendor != "sqlite":  # which has one lock for all, and asks again and again
+        assert sleeps == []
+
+
+def test_a_bucket_that_is_dropped_under_its_users_is_made_again() -> None:
+    of = bucket(10_000)
+
+    def work() -> None:
+        for _ in range(10):
+            reserve([limit(None), of])
+
+    def drop() -> None:
+        for _ in range(10):
+            RateBucket.objects.all().delete()
+
+    together([work, work, drop])
+
+    assert CallLog.objects.count() == 20

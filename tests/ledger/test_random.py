@@ -16,7 +16,7 @@ from ai_budget import periods
 from ai_budget.exceptions import LimitReached
 from ai_budget.ledger import base as ledgers
 from ai_budget.models import CallLog, SpendWindow
-from ai_budget.policy.limits import Budget, Quota, Rules, limits_in_force
+from ai_budget.policy.limits import Budget, Quota, Rules
 from ai_budget.values import (
     SITE,
     BalanceKey,
@@ -30,7 +30,6 @@ from ai_budget.values import (
 from tests.ledger.given import (
     NOON,
     RELEASED,
-    ZONE,
     Sums,
     estimated,
     reserve,
@@ -38,6 +37,7 @@ from tests.ledger.given import (
     settled,
     sums_of_calls,
     sums_of_windows,
+    windows_in_force,
 )
 
 PATIENCE = timedelta(hours=30)
@@ -70,7 +70,7 @@ class Site:
             site=Budget(name=SITE, daily_limit=self.daily, monthly_limit=self.monthly),
             quotas=(Quota(daily_limit=self.quota, daily_calls=self.calls),),
         )
-        return limits_in_force(charge, rules, at=at, zone=ZONE)
+        return windows_in_force(charge, rules, at=at)
 
     def category(self, charge: Charge) -> Budget | None:
         """Chat is in the category "support", mail in none."""

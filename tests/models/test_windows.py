@@ -1,4 +1,4 @@
-"""A balance has one row, found by what it is for."""
+"""A balance has one row, found by what it is for; and so has a bucket."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 from django.db import IntegrityError, transaction
 
-from ai_budget.models import SpendWindow
+from ai_budget.models import RateBucket, SpendWindow
 from tests.factories import SpendWindowFactory
 
 pytestmark = pytest.mark.django_db
@@ -78,3 +78,32 @@ def test_amounts_in_dollars_stand_beside_those_in_nano_dollars() -> None:
 
 def test_a_balance_is_called_by_what_it_is_for() -> None:
     assert str(SpendWindow(scope="*", period="day", first_day=FIRST)) == "* day 2026-05-01"
+
+
+# Buckets -----------------------------------------------------------------------------------------
+
+
+def test_a_bucket_is_full_until_it_is_used() -> None:
+    RateBucket.objects.create(key=RateBucket.key_for("feature:chat", "requests", 60))
+
+    assert RateBucket.objects.values_list("used", "at_ms").get() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("feature:Chat", "requests", 60),
+        ("feature:chat", "tokens", 60),
+        ("feature:chat", "requests", 6),
+        ("feature:chat|requests", "60", 60),
+    ],
+)
+def test_buckets_for_something_else_are_others(other: tuple[str, str, int]) -> None:
+    assert RateBucket.key_for(*other) != RateBucket.key_for("feature:chat", "requests", 60)
+
+
+def test_a_bucket_does_not_tell_whom_it_is_for() -> None:
+    """It may be for the address of a visitor."""
+    row = RateBucket(key=RateBucket.key_for("view:login:192.0.2.1", "requests", 60))
+
+    assert "192.0.2.1" not in str(vars(row)) + str(row)

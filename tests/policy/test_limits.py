@@ -21,11 +21,14 @@ from ai_budget.policy.limits import (
     Rules,
     Rung,
     balance_keys,
-    dollar_limits,
     ensure_enabled,
+    ladder_limits,
     limits_in_force,
+    own_limit,
+    raised,
+    refused_keys,
 )
-from ai_budget.values import SITE, Charge, Limit, Measure
+from ai_budget.values import SITE, Bucket, Charge, Limit, Measure
 
 AT = datetime(2026, 5, 4, 12, tzinfo=UTC)
 ZONE = ZoneInfo("UTC")
@@ -33,13 +36,26 @@ CHAT = Budget(name="chat")
 DAY, MONTH, CALLS = "day", "month", "calls"
 
 
+def windows(charge: Charge, rules: Rules, at: datetime = AT, zone: Any = ZONE) -> list[Limit]:
+    """The limits of days and months."""
+    found = limits_in_force(charge, rules, at=at, zone=zone)
+    return [limit for limit in found if isinstance(limit, Limit)]
+
+
+def buckets(charge: Charge, rules: Rules) -> dict[tuple[str, str], Bucket]:
+    """The limits that refill, by scope and measure."""
+    found = limits_in_force(charge, rules, at=AT, zone=ZONE)
+    own = [limit for limit in found if isinstance(limit, Bucket)]
+    named = {(bucket.scope, str(bucket.measure)): bucket for bucket in own}
+    assert len(named) == len(own)
+    return named
+
+
 def in_force(
     charge: Charge | None = None, rules: Rules | None = None, *, at: datetime = AT, zone: Any = ZONE
 ) -> dict[tuple[str, str], Limit]:
     """The limits by scope and by "day", "month" or, for calls a day, "calls"."""
-    limits = limits_in_force(
-        charge or Charge(feature="chat"), rules or Rules(feature=CHAT), at=at, zone=zone
-    )
+    limits = windows(charge or Charge(feature="chat"), rules or Rules(feature=CHAT), at, zone)
     named = {
         (limit.scope, CALLS if limit.measure is Measure.CALLS else str(limit.window.period)): limit
         for limit in limits
@@ -330,13 +346,6 @@ def test_windows_are_those_of_the_zone() -> None:
     assert found["feature:chat", MONTH].window == periods.month(at, zone)
 
 
-def test_the_first_window_is_the_features_day() -> None:
-    """The journal writes its first day down as the day that a call counts in."""
-    first = limits_in_force(Charge(feature="chat"), Rules(feature=CHAT), at=AT, zone=ZONE)[0]
-
-    assert (first.scope, first.window.period) == ("feature:chat", Period.DAY)
-
-
 def test_a_limit_is_counted_in_the_balance_of_its_scope_and_window() -> None:
     limit = in_force()["feature:chat", MONTH]
 
@@ -347,16 +356,212 @@ def test_a_limit_is_counted_in_the_balance_of_its_scope_and_window() -> None:
     )
 
 
+# Buckets -----------------------------------------------------------------------------------------
+
+RATES: dict[str, Any] = {"requests_per_minute": 20, "tokens_per_minute": 9_000}
+USER = Charge(feature="chat", user_id=7, subject="acme")
+
+
+def test_without_a_rate_there_is_no_bucket() -> None:
+    assert buckets(USER, Rules(feature=CHAT, quotas=(Quota(), Quota(for_feature=True)))) == {}
+
+
+@pytest.mark.parametrize(
+    ("rated", "scope"),
+    [("feature", "feature:chat"), ("category", "category:support"), ("site", SITE)],
+)
+def test_the_rates_of_a_budget_are_buckets_of_a_minute(rated: str, scope: str) -> None:
+    budgets: dict[str, Any] = {
+        "feature": CHAT,
+        "category": Budget(name="support"),
+        "site": Budget(name=SITE),
+    }
+    budgets[rated] = replace(budgets[rated], **RATES)
+
+    assert buckets(Charge(feature="chat"), Rules(**budgets)) == {
+        (scope, "requests"): Bucket(scope=scope, measure=Measure.REQUESTS, amount=20),
+        (scope, "tokens"): Bucket(scope=scope, measure=Measure.TOKENS, amount=9_000),
+    }
+
+
+def test_a_rate_of_nothing_is_a_bucket_too() -> None:
+    found = buckets(Charge(feature="chat"), Rules(feature=replace(CHAT, requests_per_minute=0)))
+
+    assert {name: bucket.amount for name, bucket in found.items()} == {
+        ("feature:chat", "requests"): 0
+    }
+
+
+def test_the_buckets_of_a_budget_in_shadow_mode_are_not_enforced() -> None:
+    rules = Rules(
+        feature=replace(CHAT, enforce=False, requests_per_minute=1),
+        site=Budget(name=SITE, requests_per_minute=1),
+        quotas=(Quota(requests_per_minute=1),),
+    )
+
+    found = buckets(Charge(feature="chat", user_id=7), rules)
+
+    assert {scope: bucket.enforce for (scope, _), bucket in found.items()} == {
+        "feature:chat": False,
+        SITE: True,
+        "user:7": True,
+    }
+
+
+def test_a_callers_rates_are_buckets_of_the_caller() -> None:
+    rules = Rules(feature=CHAT, quotas=(Quota(requests_per_minute=5),))
+
+    assert set(buckets(USER, rules)) == {("user:7", "requests"), ("subject:acme", "requests")}
+
+
+def test_a_callers_rates_for_a_feature_are_apart() -> None:
+    rules = Rules(
+        feature=CHAT,
+        quotas=(
+            Quota(requests_per_minute=5),
+            Quota(for_feature=True, tokens_per_minute=100),
+            Quota(for_feature=True, for_user=True, tokens_per_minute=200),
+        ),
+    )
+
+    found = buckets(Charge(feature="chat", user_id=7), rules)
+
+    assert {name: bucket.amount for name, bucket in found.items()} == {
+        ("user:7", "requests"): 5,
+        ("user:7,feature:chat", "tokens"): 200,
+    }
+
+
+# Groups ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("quotas", "day"),
+    [
+        pytest.param([Quota(daily_limit=1), Quota(group=(9, 1), daily_limit=2)], 2, id="a-group"),
+        pytest.param(
+            [Quota(for_user=True, daily_limit=3), Quota(group=(0, 1), daily_limit=2)],
+            3,
+            id="the-users-own",
+        ),
+        pytest.param(
+            [Quota(group=(5, 1), daily_limit=1), Quota(group=(2, 9), daily_limit=2)],
+            2,
+            id="the-lowest-priority",
+        ),
+        pytest.param(
+            [Quota(group=(5, 7), daily_limit=1), Quota(group=(5, 3), daily_limit=2)],
+            2,
+            id="then-the-lowest-id",
+        ),
+        pytest.param(
+            [Quota(group=(1, 1), monthly_limit=9), Quota(group=(2, 2), daily_limit=2)],
+            2,
+            id="field-by-field",
+        ),
+        pytest.param(
+            [Quota(group=(1, 1), unlimited=True), Quota(group=(2, 2), daily_limit=2)],
+            None,
+            id="unlimited-ends-the-search",
+        ),
+        pytest.param([Quota(group=(1, 1), daily_limit=0), Quota(daily_limit=2)], 0, id="zero"),
+        pytest.param(
+            [Quota(group=(1, 1), for_feature=True, daily_limit=2)], None, id="of-one-feature"
+        ),
+    ],
+)
+def test_a_members_quota(quotas: list[Quota], day: int | None) -> None:
+    for given_order in (quotas, quotas[::-1]):
+        assert of_caller(*given_order)[DAY] == day
+
+
+def test_a_groups_quota_for_one_feature_is_for_that_feature() -> None:
+    quota = Quota(group=(1, 1), for_feature=True, daily_limit=2)
+
+    assert of_caller(quota, scope="user:7,feature:chat")[DAY] == 2
+
+
+def test_a_groups_quota_is_no_subjects() -> None:
+    found = of_caller(
+        Quota(group=(1, 1), daily_limit=2),
+        Quota(daily_limit=1),
+        charge=USER,
+        scope="subject:acme",
+    )
+
+    assert found[DAY] == 1
+
+
+# Limits by themselves ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given_limit", "name", "limit"),
+    [(None, SITE, 9), (3, SITE, 3), (0, SITE, 0), (None, "chat", None), (3, "chat", 3)],
+)
+def test_the_settings_stand_in_for_the_site(
+    given_limit: int | None, name: str, limit: int | None
+) -> None:
+    assert own_limit(given_limit, name, of_settings=9) == limit
+
+
+@pytest.mark.parametrize(
+    ("limit", "overrides", "in_force_now"),
+    [(5, [], 5), (5, [9], 9), (5, [3, 9, 7], 9), (5, [3], 5), (0, [9], 9), (None, [9], None)],
+)
+def test_the_highest_override_raises_a_limit(
+    limit: int | None, overrides: list[int], in_force_now: int | None
+) -> None:
+    assert raised(limit, overrides) == in_force_now
+
+
+# Refusals ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("charge", "scope", "counted"),
+    [
+        (Charge(feature="chat"), "", {"feature:chat"}),
+        (Charge(feature="chat"), "feature:chat", {"feature:chat"}),
+        (Charge(feature="chat"), SITE, {"feature:chat", SITE}),
+        (Charge(feature="chat"), "category:support", {"feature:chat", "category:support"}),
+        (USER, "user:7", {"feature:chat", "user:7", "subject:acme"}),
+        (USER, "user:7,feature:chat", {"feature:chat", "user:7", "subject:acme"}),
+        (
+            Charge(feature="chat", subject="a,feature:chat"),
+            "",
+            {"feature:chat", "subject:a,,feature:chat"},
+        ),
+    ],
+)
+def test_a_refusal_counts_in_the_days_of_the_limit_the_feature_and_the_caller(
+    charge: Charge, scope: str, counted: set[str]
+) -> None:
+    day = date(2026, 5, 4)
+
+    keys = refused_keys(charge, day, scope=scope)
+
+    assert len(keys) == len(set(keys))
+    assert {(key.scope, key.period, key.first_day) for key in keys} == {
+        (name, Period.DAY, day) for name in counted
+    }
+
+
+# The journal -------------------------------------------------------------------------------------
+
 NAMES = st.from_regex(r"[-a-zA-Z0-9_.]{1,8}", fullmatch=True)
 MAYBE = st.none() | st.integers(0, 100)
 QUOTAS = st.builds(
     Quota,
     for_user=st.booleans(),
+    group=st.none() | st.tuples(st.integers(0, 3), st.integers(1, 3)),
     for_feature=st.booleans(),
     unlimited=st.booleans(),
     daily_calls=MAYBE,
     daily_limit=MAYBE,
     monthly_limit=MAYBE,
+    requests_per_minute=MAYBE,
+    tokens_per_minute=MAYBE,
 )
 
 
@@ -390,7 +595,7 @@ def test_a_journals_row_tells_the_balances_that_its_call_was_counted_in(
         quotas=tuple(quotas),
     )
 
-    limits = limits_in_force(charge, rules, at=at, zone=zone)
+    limits = windows(charge, rules, at, zone)
 
     told = balance_keys(charge, rules.category_name, periods.day(at, zone).first_day)
     assert sorted(told) == sorted({limit.key for limit in limits})
@@ -409,7 +614,7 @@ def test_the_ladder_follows_the_money_of_feature_category_and_site() -> None:
     )
     charge = Charge(feature="chat", user_id=7, subject="acme")
 
-    followed = dollar_limits(limits_in_force(charge, rules, at=AT, zone=ZONE))
+    followed = ladder_limits(rules, limits_in_force(charge, rules, at=AT, zone=ZONE))
 
     assert {(limit.scope, str(limit.window.period)) for limit in followed} == {
         (scope, period)
@@ -419,9 +624,41 @@ def test_the_ladder_follows_the_money_of_feature_category_and_site() -> None:
 
 
 def test_the_ladder_does_not_follow_what_has_no_limit() -> None:
-    limits = limits_in_force(Charge(feature="chat"), Rules(feature=CHAT), at=AT, zone=ZONE)
+    rules = Rules(feature=CHAT)
+    limits = limits_in_force(Charge(feature="chat"), rules, at=AT, zone=ZONE)
 
-    assert dollar_limits(limits) == []
+    assert ladder_limits(rules, limits) == []
+
+
+RUNG = Rung(at_percent=50, model="haiku")
+
+
+@pytest.mark.parametrize(
+    ("owner", "watching", "followed"),
+    [
+        ("chat", "", {"feature:chat", "category:support", SITE}),
+        ("chat", "support", {"feature:chat", SITE}),
+        ("support", "chat", {"category:support", SITE}),
+        (SITE, "chat support", {SITE}),
+        ("chat", "chat", {"feature:chat", "category:support", SITE}),
+        ("chat", "chat support", {"feature:chat", SITE}),
+    ],
+)
+def test_a_limit_in_shadow_mode_drives_no_ladder_but_its_budgets_own(
+    owner: str, watching: str, followed: set[str]
+) -> None:
+    def budget(name: str) -> Budget:
+        return Budget(
+            name=name,
+            daily_limit=5,
+            enforce=name not in watching.split(),
+            rungs=(RUNG,) if name == owner else (),
+        )
+
+    rules = Rules(feature=budget("chat"), category=budget("support"), site=budget(SITE))
+    limits = limits_in_force(Charge(feature="chat"), rules, at=AT, zone=ZONE)
+
+    assert {limit.scope for limit in ladder_limits(rules, limits)} == followed
 
 
 ONE, TWO, THREE = (Rung(at_percent=percent, model="haiku") for percent in (50, 60, 70))

@@ -10,7 +10,7 @@ from ai_budget.ledger import base as ledgers
 
 
 class Command(BaseCommand):
-    help = "Book, at their bound, the calls whose worker never came back."
+    help = "Book, at their bound, calls whose worker never came back; drop what counts no more."
 
     def handle(self, **options: Any) -> None:
         ledger = ledgers.current()
@@ -19,3 +19,4 @@ class Command(BaseCommand):
             settled += batch
         if settled or options["verbosity"] > 1:
             self.stdout.write(f"{settled} overdue calls settled at their bound.")
+        ledger.tidy()

@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Callable
 from datetime import date, timedelta
-from typing import Any, NoReturn
+from typing import Any
 from zoneinfo import ZoneInfo
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandParser
 
 from ai_budget import periods
 from ai_budget.conf import conf
+from ai_budget.management.plain import PlainCommand, WrongArgument, parse_day
 from ai_budget.models import FeatureBudget
 from ai_budget.review.queries import Report, Span, cost_report
 from ai_budget.review.render import RENDERERS
 from ai_budget.values import SITE
 
-WRONG_ARGUMENTS = 2
-"""The exit code of a command line that cannot be followed."""
 
-
-class _WrongArgument(Exception):
-    """What is wrong with the command line, in one line."""
-
-
-class _Parser(CommandParser):
-    """Says what is wrong in one line, without the usage around it."""
-
-    def error(self, message: str) -> NoReturn:
-        if self.called_from_command_line:
-            self.exit(WRONG_ARGUMENTS, f"error: {message}\n")
-        raise CommandError(message, returncode=WRONG_ARGUMENTS)
-
-
-class Command(BaseCommand):
+class Command(PlainCommand):
     """Prints the report on stdout. Arguments that make no sense: one line on stderr, exit 2."""
 
     help = (
         "Show what AI calls cost: against the budget, by feature, user and model, with refusals "
         "and downgrades. Days and months are those of AI_BUDGET['TIME_ZONE']."
     )
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        parser = super().create_parser(prog_name, subcommand, **kwargs)
-        # BaseCommand builds its own class of parser, and takes no other.
-        parser.__class__ = _Parser
-        return parser
 
     def add_arguments(self, parser: CommandParser) -> None:
         # Values are checked in `handle`, where those that call_command passes arrive too.
@@ -75,39 +52,17 @@ class Command(BaseCommand):
         try:
             renderer = _renderer(options["format"])
             span, top = _span(options), _top(options["top"])
-        except _WrongArgument as error:
-            self._refuse(str(error))
-        self._print(renderer(cost_report(span, top=top)))
-
-    @property
-    def _on_command_line(self) -> bool:
-        return bool(getattr(self, "_called_from_command_line", False))
-
-    def _refuse(self, message: str) -> NoReturn:
-        if self._on_command_line:
-            self.stderr.write(f"error: {message}")
-            sys.exit(WRONG_ARGUMENTS)
-        raise CommandError(message, returncode=WRONG_ARGUMENTS)
-
-    def _print(self, text: str) -> None:
-        encoding = getattr(self.stdout, "encoding", None) or "utf-8"
-        try:
-            self.stdout.write(text.encode(encoding, "replace").decode(encoding), ending="")
-            self.stdout.flush()
-        except BrokenPipeError:
-            if not self._on_command_line:
-                raise
-            # The reader has seen enough. Python flushes once more at exit, and would complain
-            # if there were nowhere to flush to.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except WrongArgument as error:
+            self.fail(str(error))
+        self.write(renderer(cost_report(span, top=top)))
 
 
 def _span(options: dict[str, Any]) -> Span:
     month, since, until = options["month"], options["since"], options["until"]
     if since is None and until is not None:
-        raise _WrongArgument("--until needs --since")
+        raise WrongArgument("--until needs --since")
     if month is not None and since is not None:
-        raise _WrongArgument("give either --month or --since, not both")
+        raise WrongArgument("give either --month or --since, not both")
     zone = conf.TIME_ZONE
     today = periods.day(periods.now(), zone).first_day
     if since is None:
@@ -118,14 +73,14 @@ def _span(options: dict[str, Any]) -> Span:
 
 
 def _days(since: Any, until: Any, today: date) -> tuple[date, date]:
-    first = _date("--since", since)
+    first = parse_day("--since", since)
     if until is None:
         if first > today:
-            raise _WrongArgument(f"--since ({first}) is after today ({today})")
+            raise WrongArgument(f"--since ({first}) is after today ({today})")
         return first, today + timedelta(days=1)
-    after = _date("--until", until)
+    after = parse_day("--until", until)
     if first >= after:
-        raise _WrongArgument(f"--since ({first}) must be before --until ({after})")
+        raise WrongArgument(f"--since ({first}) must be before --until ({after})")
     return first, after
 
 
@@ -133,7 +88,7 @@ def _between(first: date, after: date, zone: ZoneInfo, feature: str) -> Span:
     try:
         since, until = periods.midnight(first, zone), periods.midnight(after, zone)
     except OverflowError:
-        raise _WrongArgument(f"the days from {first} to {after} are out of range") from None
+        raise WrongArgument(f"the days from {first} to {after} are out of range") from None
     return Span(since=since, until=until, feature=feature)
 
 
@@ -147,7 +102,7 @@ def _month(text: str, today: date) -> tuple[date, date]:
     try:
         return first, periods.next_month(first)
     except OverflowError:
-        raise _WrongArgument(f"--month {text} is out of range") from None
+        raise WrongArgument(f"--month {text} is out of range") from None
 
 
 def _first_of_month(text: str) -> date:
@@ -156,18 +111,7 @@ def _first_of_month(text: str) -> date:
             return date.fromisoformat(f"{text}-01")
         except ValueError:
             pass
-    raise _WrongArgument(f'--month must be such as 2026-10, "this" or "last", not {text!r}')
-
-
-def _date(option: str, value: Any) -> date:
-    if isinstance(value, date):
-        return date(value.year, value.month, value.day)
-    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", str(value)):
-        try:
-            return date.fromisoformat(str(value))
-        except ValueError:
-            pass
-    raise _WrongArgument(f"{option} must be a day such as 2026-10-01, not {value!r}")
+    raise WrongArgument(f'--month must be such as 2026-10, "this" or "last", not {text!r}')
 
 
 def _feature(name: str | None) -> str:
@@ -175,7 +119,7 @@ def _feature(name: str | None) -> str:
         return SITE
     if FeatureBudget.objects.using(conf.LEDGER_DATABASE).filter(name=name).exists():
         return name
-    raise _WrongArgument(f"there is no feature {name!r}")
+    raise WrongArgument(f"there is no feature {name!r}")
 
 
 def _top(value: Any) -> int:
@@ -184,7 +128,7 @@ def _top(value: Any) -> int:
     except (TypeError, ValueError):
         top = 0
     if top < 1:
-        raise _WrongArgument(f"--top must be a whole number from 1 on, not {value!r}")
+        raise WrongArgument(f"--top must be a whole number from 1 on, not {value!r}")
     return top
 
 
@@ -192,7 +136,7 @@ def _renderer(name: str) -> Callable[[Report], str]:
     try:
         return RENDERERS[name]
     except KeyError:
-        raise _WrongArgument(f"--format must be {_formats()}, not {name!r}") from None
+        raise WrongArgument(f"--format must be {_formats()}, not {name!r}") from None
 
 
 def _formats() -> str:

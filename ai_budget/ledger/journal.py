@@ -1,0 +1,386 @@
+"""The journal: rows of the call log, which are the reservations, and what they add up to.
+
+Its statements are written out, because they run twice in every call and the ORM would take
+longer to phrase them than the database to run them. Columns and conversions come from the model
+all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Case, CharField, F, Func, Q, Sum, Value, When
+
+from ai_budget import periods
+from ai_budget.ledger.connection import for_update, patience
+from ai_budget.models import CallLog
+from ai_budget.periods import Period
+from ai_budget.policy.limits import balance_keys
+from ai_budget.scopes import SITE
+from ai_budget.values import (
+    Amounts,
+    Attempt,
+    BalanceKey,
+    Balances,
+    Charge,
+    Reservation,
+    Settlement,
+    Status,
+)
+
+DEADLINE_PASSED = "deadline passed"
+"""The error of a row whose worker never came back."""
+
+_LONGEST_DECISION = 200
+
+_ZONES_APART = timedelta(hours=15)
+"""No zone's midnight is further from UTC's, so a day's rows can be found by their time."""
+
+
+class Journal:
+    """The statements that write a reservation's row, in the words of one kind of database."""
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        quote = connection.ops.quote_name
+        self.connection = connection
+        self.calls = quote(CallLog._meta.db_table)
+        fields = [field for field in CallLog._meta.concrete_fields if not field.primary_key]
+        # What an attempt does not say is the same in every row, and prepared once.
+        blank = CallLog(feature_id="", status=Status.RESERVED)
+        self.blank = {
+            field.attname: field.get_db_prep_save(getattr(blank, field.attname), connection)
+            for field in fields
+            if field.attname not in _JOURNALED
+        }
+        self.prepared = {field.attname: field for field in fields if field.attname in _PREPARED}
+        self.order = [field.attname for field in fields]
+        names = ", ".join(quote(str(field.column)) for field in fields)
+        marks = ", ".join(["%s"] * len(fields))
+        self.returns = connection.features.can_return_columns_from_insert
+        returning = f" RETURNING {quote('id')}" if self.returns else ""
+        self.insert = f"INSERT INTO {self.calls} ({names}) VALUES ({marks}){returning}"
+        assigned = ", ".join(
+            [f"{quote(name)} = %s" for name in _CLOSED]
+            # What the answer does not say stays as it was asked for.
+            + [f"{name} = COALESCE(NULLIF(%s, ''), {name})" for name in map(quote, _REPORTED)]
+        )
+        self.update = (
+            f"{patience(connection)}UPDATE {self.calls} SET {assigned} WHERE id = %s "
+            "AND status = %s"
+        )
+
+    def prepare(self, attempt: Attempt, amounts: Amounts) -> dict[str, Any]:
+        """Return the columns of a reservation's row, before anything is locked: it takes time."""
+        charge = attempt.charge
+        row: dict[str, Any] = {
+            **self.blank,
+            "call_id": attempt.call_id,
+            "attempt": attempt.number,
+            "counted": amounts.calls,
+            "feature_id": charge.feature,
+            "category": attempt.category,
+            "user_id": charge.user_id,
+            "subject": charge.subject,
+            "kind": attempt.kind.value,
+            "requested_model": attempt.requested_model,
+            "model": attempt.model,
+            "provider": attempt.provider,
+            "max_tokens": attempt.max_tokens,
+            "speed": attempt.speed,
+            "inference_geo": attempt.inference_geo,
+            "reserved_nanousd": amounts.nanousd,
+            "decision": attempt.decision,
+            "rates": attempt.rates,
+            "reserved_at": attempt.reserved_at,
+            "day": attempt.day,
+            "deadline": attempt.deadline,
+            "tags": dict(charge.tags),
+        }
+        for name, field in self.prepared.items():
+            row[name] = field.get_db_prep_save(row[name], self.connection)
+        return row
+
+    def write(self, cursor: Any, row: Mapping[str, Any], note: str = "") -> int:
+        """Write a row that was prepared, with a note to its decision; return its id."""
+        decision = f"{row['decision']}; {note}".strip("; ") if note else row["decision"]
+        given = {**row, "decision": decision[:_LONGEST_DECISION]}
+        cursor.execute(self.insert, [given[name] for name in self.order])
+        return int(cursor.fetchone()[0] if self.returns else cursor.lastrowid)
+
+    def close(
+        self, cursor: Any, row: int, settlement: Settlement, now: datetime, status: Status
+    ) -> bool:
+        """Write how the attempt ended, if its row still has that status; say whether it had."""
+        usage = settlement.usage
+        values = {
+            "status": settlement.status.value,
+            "cost_nanousd": settlement.cost_nanousd,
+            "input_tokens": usage.input_tokens,
+            "cache_write_5m_tokens": usage.cache_write_5m_tokens,
+            "cache_write_1h_tokens": usage.cache_write_1h_tokens,
+            "cache_read_tokens": usage.cache_read_tokens,
+            "output_tokens": usage.output_tokens,
+            "thinking_tokens": usage.thinking_tokens,
+            "web_searches": usage.web_searches,
+            "service_tier": usage.service_tier[:16],
+            "speed": usage.speed[:16],
+            "inference_geo": usage.inference_geo[:32],
+            "stop_reason": settlement.stop_reason[:32],
+            "request_id": settlement.request_id[:64],
+            "settled_at": self.connection.ops.adapt_datetimefield_value(now),
+            "latency_ms": settlement.latency_ms,
+            "first_token_ms": settlement.first_token_ms,
+            "error": settlement.error[:64],
+        }
+        given = [values[name] for name in (*_CLOSED, *_REPORTED)]
+        cursor.execute(self.update, [*given, row, status.value])
+        return bool(cursor.rowcount)
+
+    def lock_estimate(self, cursor: Any, row: int) -> int | None:
+        """Return what an estimated row was booked at, and lock it; None if it is not one."""
+        cursor.execute(
+            f"SELECT cost_nanousd FROM {self.calls} WHERE id = %s AND status = %s"
+            f"{for_update(self.connection)}",
+            [row, Status.ESTIMATED.value],
+        )
+        found = cursor.fetchone()
+        return None if found is None else int(found[0])
+
+
+def journal(connection: BaseDatabaseWrapper) -> Journal:
+    """Return the journal's statements for a connection, phrased once."""
+    kept: Journal | None = getattr(connection, "_ai_budget_journal", None)
+    if kept is None:
+        kept = Journal(connection)
+        connection._ai_budget_journal = kept  # type: ignore[attr-defined]
+    return kept
+
+
+_CLOSED = (
+    "status",
+    "cost_nanousd",
+    "input_tokens",
+    "cache_write_5m_tokens",
+    "cache_write_1h_tokens",
+    "cache_read_tokens",
+    "output_tokens",
+    "thinking_tokens",
+    "web_searches",
+    "service_tier",
+    "stop_reason",
+    "request_id",
+    "settled_at",
+    "latency_ms",
+    "first_token_ms",
+    "error",
+)
+
+_REPORTED = ("speed", "inference_geo")
+
+_PREPARED = frozenset({"call_id", "user_id", "reserved_at", "day", "deadline", "tags"})
+"""Columns whose values databases write in different ways."""
+
+_JOURNALED = _PREPARED | {
+    "attempt",
+    "counted",
+    "feature_id",
+    "category",
+    "subject",
+    "kind",
+    "requested_model",
+    "model",
+    "provider",
+    "max_tokens",
+    "speed",
+    "inference_geo",
+    "reserved_nanousd",
+    "decision",
+    "rates",
+}
+"""Columns that an attempt gives."""
+
+
+# Rows that somebody else wrote
+
+
+def row_of(alias: str, attempt: Attempt) -> int | None:
+    """Return the row of an attempt that was journaled, though nobody heard of it."""
+    rows = CallLog.objects.using(alias).filter(
+        call_id=attempt.call_id,
+        attempt=attempt.number,
+        reserved_at=attempt.reserved_at,
+        status=Status.RESERVED,
+    )
+    return rows.values_list("pk", flat=True).first()
+
+
+def overdue(alias: str, now: datetime, *, most: int) -> list[CallLog]:
+    """Return reservations whose worker never came back, the oldest deadline first."""
+    rows = CallLog.objects.using(alias).filter(status=CallLog.Status.RESERVED, deadline__lt=now)
+    return list(rows.order_by("deadline")[:most])
+
+
+def reservation_of(row: CallLog) -> Reservation:
+    """Rebuild a reservation from its journal, for a worker that died."""
+    charge = Charge(feature=row.feature_id, user_id=row.user_id, subject=row.subject)
+    attempt: Any = None  # settling needs only what is below
+    return Reservation(
+        id=row.pk,
+        attempt=attempt,
+        amounts=Amounts(nanousd=row.reserved_nanousd, calls=row.counted),
+        balances=tuple(balance_keys(charge, row.category, row.day)),
+    )
+
+
+def at_bound(row: CallLog) -> Settlement:
+    """Return the booking of a call whose end nobody knows: all that was reserved for it."""
+    return Settlement(
+        status=Status.ESTIMATED, cost_nanousd=row.reserved_nanousd, error=DEADLINE_PASSED
+    )
+
+
+# What it adds up to
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """Rows of one day that count alike, added up; a row that is still open is by itself.
+
+    ``row`` is the open row's id, and 0 for the rows that are booked.
+    """
+
+    day: date
+    charge: Charge
+    category: str
+    row: int
+    balances: Balances
+
+
+def entries(
+    connection: BaseDatabaseWrapper,
+    *,
+    since: date,
+    until: date | None = None,
+    where: Q | None = None,
+) -> Iterator[Entry]:
+    """Add up the rows that count in the days from ``since`` up to but not including ``until``.
+
+    One statement, so that no call can be seen half open and half booked.
+    """
+    mysql = connection.vendor == "mysql"
+    subject: Any = F("subject")
+    if mysql:
+        # Grouping there follows a collation, to which two subjects may be one.
+        subject = Func(F("subject"), function="HEX", output_field=CharField())
+    still_open = When(status=Status.RESERVED, then="reserved_nanousd")
+    rows = CallLog.objects.using(connection.alias).filter(
+        day__gte=since, reserved_at__gte=_midnight(since) - _ZONES_APART
+    )
+    if until is not None:
+        rows = rows.filter(day__lt=until, reserved_at__lt=_midnight(until) + _ZONES_APART)
+    if where is not None:
+        rows = rows.filter(where)
+    summed = (
+        rows.exclude(status=Status.RELEASED)
+        .annotate(
+            whose=subject,
+            open_row=Case(When(status=Status.RESERVED, then="id"), default=Value(0)),
+        )
+        .order_by()
+        .values_list("day", "feature_id", "category", "user_id", "whose", "open_row")
+        .annotate(
+            spent=Sum("cost_nanousd", default=0),
+            held=Sum(Case(still_open, default=Value(0))),
+            calls=Sum("counted"),
+        )
+    )
+    for day, feature, category, user_id, whose, row, spent, held, calls in summed.iterator():
+        yield Entry(
+            day=day,
+            charge=Charge(
+                feature=feature,
+                user_id=user_id,
+                subject=bytes.fromhex(whose).decode() if mysql else whose,
+            ),
+            category=category,
+            row=row,
+            balances=Balances(spent_nanousd=spent, held_nanousd=held, calls=calls),
+        )
+
+
+def add_up(found: Iterable[Entry]) -> dict[BalanceKey, Balances]:
+    """Return what each balance has to be by these entries."""
+    totals: dict[BalanceKey, list[int]] = {}
+    for entry in found:
+        more = entry.balances
+        for key in balance_keys(entry.charge, entry.category, entry.day):
+            total = totals.setdefault(key, [0, 0, 0])
+            total[0] += more.spent_nanousd
+            total[1] += more.held_nanousd
+            total[2] += more.calls
+    return {
+        key: Balances(spent_nanousd=spent, held_nanousd=held, calls=calls)
+        for key, (spent, held, calls) in totals.items()
+    }
+
+
+def balances_of(
+    connection: BaseDatabaseWrapper, keys: Iterable[BalanceKey]
+) -> Mapping[BalanceKey, Balances]:
+    """Return what these balances have to be by the journal."""
+    wanted: dict[str, list[BalanceKey]] = {}
+    for key in keys:
+        wanted.setdefault(key.scope, []).append(key)
+    found = {}
+    for scope, same in wanted.items():
+        since = min(key.first_day for key in same)
+        until = max(day_after(key) for key in same)
+        totals = add_up(entries(connection, since=since, until=until, where=counted_in(scope)))
+        found.update({key: totals.get(key, Balances()) for key in same})
+    return found
+
+
+def counted_in(scope: str) -> Q:
+    """Return the rows that count in a scope, and maybe some that only look alike."""
+    if scope == SITE:
+        return Q()
+    whose, feature = _parted(scope)
+    kind, _, name = whose.partition(":")
+    field = {"feature": "feature_id", "category": "category", "user": "user_id"}
+    name = name.replace(",,", ",")
+    if kind == "user" and not _is_primary_key(name):
+        return Q(pk__in=())
+    rows = Q(**{field.get(kind, "subject"): name})
+    return rows & Q(feature_id=feature) if feature else rows
+
+
+def _is_primary_key(text: str) -> bool:
+    """Say whether a user can have that key: a site may have had other users before."""
+    try:
+        CallLog._meta.get_field("user").target_field.to_python(text)
+    except ValidationError:
+        return False
+    return True
+
+
+def day_after(key: BalanceKey) -> date:
+    """Return the day after the last one that counts in a balance."""
+    if key.period is Period.DAY:
+        return key.first_day + timedelta(days=1)
+    return periods.next_month(key.first_day)
+
+
+def _parted(scope: str) -> tuple[str, str]:
+    """Split the scope of a caller in one feature; commas of the caller's own are doubled."""
+    whose, comma, feature = scope.rpartition(",feature:")
+    commas = len(whose) - len(whose.rstrip(","))
+    return (whose, feature) if comma and commas % 2 == 0 else (scope, "")
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), tzinfo=UTC)

@@ -7,7 +7,8 @@ Nothing is copied at import, so ``override_settings`` works. Reading a key never
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, cast
 from zoneinfo import ZoneInfo
@@ -41,6 +42,18 @@ DEFAULTS: Mapping[str, Any] = {
 class Settings:
     """Django's ``AI_BUDGET`` with its defaults, one property a key."""
 
+    def __init__(self) -> None:
+        self._defaults = DEFAULTS
+
+    @contextmanager
+    def default(self, **values: Any) -> Iterator[None]:
+        """Give keys another default inside the block, for tests that set but some of them."""
+        before, self._defaults = self._defaults, {**self._defaults, **values}
+        try:
+            yield
+        finally:
+            self._defaults = before
+
     @property
     def given(self) -> Mapping[str, Any]:
         """The dict as the project wrote it."""
@@ -48,7 +61,7 @@ class Settings:
 
     def _get(self, key: str) -> Any:
         given = self.given
-        return given[key] if key in given else DEFAULTS[key]
+        return given[key] if key in given else self._defaults[key]
 
     @property
     def API_KEY(self) -> str | None:

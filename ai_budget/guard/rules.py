@@ -20,7 +20,7 @@ from django.db.models import FilteredRelation, Q, QuerySet, Value
 from ai_budget import money
 from ai_budget.conf import conf
 from ai_budget.exceptions import FeatureDisabled
-from ai_budget.ledger.connection import retry
+from ai_budget.ledger.connection import patient_transaction, retry
 from ai_budget.models import FeatureBudget, UserQuota
 from ai_budget.models.budgets import NAME_PATTERN
 from ai_budget.policy.limits import Budget, Quota, Rules, Rung, own_limit, raised
@@ -40,7 +40,7 @@ def read_rules(charge: Charge, *, at: datetime) -> Rules:
         budgets = _budgets(charge.feature, at)
         if charge.feature not in budgets:
             _ensure_creatable(charge.feature)
-            FeatureBudget.objects.using(conf.LEDGER_DATABASE).get_or_create(name=charge.feature)
+            _create(charge.feature)
             budgets = _budgets(charge.feature, at)
         return _rules(charge, budgets)
 
@@ -103,6 +103,13 @@ def _rules(charge: Charge, budgets: Mapping[str, tuple[Budget, int, str | None]]
     site = budgets[SITE][0] if SITE in budgets else _site_of_settings()
     quotas = _quotas(charge, feature_id)
     return Rules(feature=feature, category=category, site=site, quotas=quotas)
+
+
+def _create(name: str) -> None:
+    alias = conf.LEDGER_DATABASE
+    # Somebody may be creating it in a transaction of theirs, the caller for one.
+    with patient_transaction(connections[alias]):
+        FeatureBudget.objects.using(alias).get_or_create(name=name)
 
 
 def _ensure_creatable(feature: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from django.db import DatabaseError, InterfaceError, OperationalError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ai_budget import periods
 from ai_budget.exceptions import CallInsideTransaction, LedgerUnavailable
 
 LOCK_TIMEOUT_SECONDS = 5
@@ -21,6 +22,9 @@ LOCK_TIMEOUT_SECONDS = 5
 
 TRIES = 6
 """How often a step is tried against deadlocks and lock timeouts."""
+
+PATIENCE_SECONDS = 8.0
+"""After which a step is not tried again, however often it was."""
 
 _RETRIED = {
     "40001",  # PostgreSQL: serialization failure
@@ -109,6 +113,27 @@ def short_transaction(connection: BaseDatabaseWrapper, *, durable: bool = True) 
             cursor.execute("SELECT set_config('lock_timeout', %s, true)", [of_caller])
 
 
+@contextmanager
+def patient_transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Open a transaction in which statements of the ORM, too, do not wait long for locks.
+
+    For what is rare: on MySQL and MariaDB it asks for the caller's own patience, and restores it.
+    """
+    if connection.vendor != "mysql":
+        with short_transaction(connection, durable=False):
+            yield
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT @@SESSION.innodb_lock_wait_timeout")
+        (of_caller,) = cursor.fetchone()
+        cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", [LOCK_TIMEOUT_SECONDS])
+        try:
+            with transaction.atomic(using=connection.alias):
+                yield
+        finally:
+            cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", [of_caller])
+
+
 def _use_locks_alone(connection: BaseDatabaseWrapper, cursor: Any) -> None:
     """Leave a stricter level of isolation than the usual one.
 
@@ -142,12 +167,14 @@ def _lock_timeout(cursor: Any) -> str:
 
 def retry(connection: BaseDatabaseWrapper, step: Callable[[], Result]) -> Result:
     """Run a step again after deadlocks and lock timeouts, a bounded number of times."""
+    give_up = periods.monotonic() + PATIENCE_SECONDS
     for tries in range(1, TRIES + 1):
         used = connection.connection
         try:
             return step()
         except (OperationalError, InterfaceError) as error:
-            if tries == TRIES or not _passes(connection, error, used):
+            over = tries == TRIES or periods.monotonic() > give_up
+            if over or not _passes(connection, error, used):
                 raise LedgerUnavailable(_unavailable(connection, error)) from None
             # Apart from each other, or the same calls would meet again.
             time.sleep(random.uniform(0, 0.01 * 2**tries))

@@ -36,6 +36,7 @@ from ai_budget.ledger.connection import (
     for_update,
     one_moment,
     patience,
+    patient_transaction,
     places,
     read_clock,
     retry,
@@ -336,10 +337,11 @@ def _create_window(connection: BaseDatabaseWrapper, key: BalanceKey) -> None:
 
 def create_buckets(connection: BaseDatabaseWrapper, buckets: Iterable[Bucket]) -> None:
     """Create the rows of buckets that have none: full ones."""
-    RateBucket.objects.using(connection.alias).bulk_create(
-        [RateBucket(key=key) for key in sorted(map(_bucket_key, buckets))],
-        ignore_conflicts=True,
-    )
+    keys = sorted(map(_bucket_key, buckets))
+    if keys:
+        rows = [RateBucket(key=key) for key in keys]
+        with patient_transaction(connection):
+            RateBucket.objects.using(connection.alias).bulk_create(rows, ignore_conflicts=True)
 
 
 @functools.lru_cache(maxsize=4_096)

@@ -865,13 +865,11 @@ def _breach(found: Sequence[Any], asked: _Asked, amounts: Amounts) -> Breach | N
         return bucket_breach(bucket, bucket.takes(amounts), int(found[2]))
     limit = asked.checks[int(found[1]) - 1][int(found[2]) - 1]
     money = limit.measure is Measure.NANOUSD
-    taken, spent = int(found[3]), int(found[4])
-    return Breach(
-        limit=limit,
-        requested=amounts.nanousd if money else amounts.calls,
-        taken=taken,
-        held=taken - spent,
-    )
+    requested = amounts.nanousd if money else amounts.calls
+    taken, spent, mine = int(found[3]), int(found[4]), int(found[5])
+    if mine:
+        taken -= requested
+    return Breach(limit=limit, requested=requested, taken=taken, held=taken - spent if money else 0)
 
 
 def _balances(spent: str | None, taken: str | None, calls: str | None) -> Balances:

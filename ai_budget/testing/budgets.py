@@ -90,6 +90,7 @@ class BudgetTestMixin(_Case):
         cls.anthropic_api = AnthropicSimulator()
         cls.anthropic_api.start()
         cls.addClassCleanup(cls.anthropic_api.stop)
+        cls.enterClassContext(conf.default(BASE_URL=cls.anthropic_api.base_url))
         # Django puts these in force before setUpTestData, which may make calls, and after it
         # has what override_settings says of the class.
         own: dict[str, Any] = getattr(cls, "_overridden_settings", None) or {}

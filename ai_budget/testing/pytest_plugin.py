@@ -25,11 +25,13 @@ def anthropic_api(
     anthropic_api_server: AnthropicSimulator, settings: Any
 ) -> Iterator[AnthropicSimulator]:
     """The local API, empty, with the settings pointing at it. The test needs a database mark."""
+    from ai_budget.conf import conf
     from ai_budget.pricing import rates
     from ai_budget.testing.budgets import ledger_of_the_test, local_settings
 
     anthropic_api_server.reset()
-    with ledger_of_the_test():
+    # A test that sets some keys, and not the address, must not call out.
+    with conf.default(BASE_URL=anthropic_api_server.base_url), ledger_of_the_test():
         settings.AI_BUDGET = local_settings(anthropic_api_server)
         rates.forget()
         yield anthropic_api_server

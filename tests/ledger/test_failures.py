@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from django.db import (
 )
 from pytest_django import DjangoDbBlocker
 
+from ai_budget import periods
 from ai_budget.exceptions import LedgerUnavailable
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger import connection as connecting
@@ -148,6 +150,24 @@ def test_trying_ends(error: Exception, sleeps: list[float]) -> None:
     assert failing.failed == connecting.TRIES
     assert len(sleeps) == connecting.TRIES - 1
     assert max(sleeps) < 1
+    assert spent_held_calls(LIMIT) == (0, 10, 1)
+
+
+@pytest.mark.django_db
+@passing
+def test_trying_ends_when_it_has_taken_long(
+    error: Exception, sleeps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where each try waits for a lock as long as it may."""
+    reserve([LIMIT], 10)
+    seconds = itertools.count(step=5.0)
+    monkeypatch.setattr(periods, "monotonic", lambda: next(seconds))
+    failing = Failing(error, contain=WINDOWS)
+
+    with connection.execute_wrapper(failing), pytest.raises(LedgerUnavailable):
+        reserve([LIMIT], 10)
+
+    assert failing.failed == 2
     assert spent_held_calls(LIMIT) == (0, 10, 1)
 
 

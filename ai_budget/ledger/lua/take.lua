@@ -6,8 +6,8 @@
 --             buckets: [{wanted, amount, full, enforced}]}
 --
 -- Returns {'unready', which} for a hash that has to be filled from the journal first, else
--- 'admitted' or 'refused' and the breaches: {'w', window, check, taken, spent} with both as
--- text, {'b', bucket, used}.
+-- 'admitted' or 'refused' and the breaches: {'w', window, check, taken, spent, 1 if taken has
+-- the attempt itself in it} with amounts as text, {'b', bucket, used}.
 
 local row, run = ARGV[1], run_id()
 local asked = cjson.decode(ARGV[3])
@@ -32,7 +32,7 @@ for i, window in ipairs(asked.windows) do
       local scope = string.sub(field, 3)
       local spent = string.sub(field, 1, 1) == 't'
         and (redis.call('HGET', KEYS[i], 's ' .. scope) or '0') or taken
-      breaches[#breaches + 1] = {'w', i, j, taken, spent}
+      breaches[#breaches + 1] = {'w', i, j, taken, spent, mine[i] and 1 or 0}
       refused = refused or check[4] == 1
     end
   end

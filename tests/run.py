@@ -3,9 +3,11 @@
     python -m tests.run [pytest arguments]
 
 SQLite always runs; PostgreSQL and MariaDB run when a login succeeds (``tests.settings`` names the
-variables that say where). One more SQLite run repeats the model tests with a custom user model
-and another DEFAULT_AUTO_FIELD. The runs go side by side, each prints its output when it ends, and
-the last line adds them up. With ``CI=true`` a server that cannot be reached is a failure.
+variables that say where). Where Redis answers at ``REDIS_URL``, one more SQLite run repeats the
+tests of the guard and of what stands on it with the ledger on Redis. Another repeats the model
+tests with a custom user model and another DEFAULT_AUTO_FIELD. The runs go side by side, each
+prints its output when it ends, and the last line adds them up. With ``CI=true`` a server that
+cannot be reached is a failure.
 """
 
 from __future__ import annotations
@@ -22,13 +24,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
 from tests.settings import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
+REDIS_LEDGER_TESTS = [
+    "tests/guard",
+    "tests/service",
+    "tests/test_middleware.py",
+    "tests/test_decorators.py",
+]
 USER_MODEL_TESTS = ["tests/models", "tests/admin", "tests/review", "tests/commands"]
 RUN_TIMEOUT_SECONDS = 900
 NO_TESTS_COLLECTED = 5
@@ -121,15 +128,6 @@ def redis_version() -> str:
         return f"Redis {client.info('server')['redis_version']}"
 
 
-def redis_is_used() -> bool:
-    package = find_spec("ai_budget")
-    return (
-        package is not None
-        and package.origin is not None
-        and Path(package.origin).with_name("ledger").joinpath("redis.py").exists()
-    )
-
-
 def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
@@ -154,32 +152,34 @@ def plan(arguments: Sequence[str]) -> Plan:
             exercised.append(found)
             runs.append(Run(name=found, environment={"AI_BUDGET_TEST_DB": backend}))
 
-    if not redis_is_used():
-        unused["Redis"] = "nothing here uses it yet"
+    variants = {
+        "the model tests with a custom user model": Run(
+            name="SQLite with a custom user model and AutoField",
+            environment={
+                "AI_BUDGET_TEST_DB": "sqlite",
+                "AI_BUDGET_TEST_USER_MODEL": "custom",
+                "AI_BUDGET_TEST_AUTO_FIELD": "django.db.models.AutoField",
+            },
+            paths=USER_MODEL_TESTS,
+        )
+    }
+    try:
+        exercised.append(redis_version())
+    except Exception as error:
+        unreachable["Redis"] = first_line(error)
     else:
-        try:
-            exercised.append(redis_version())
-        except Exception as error:
-            unreachable["Redis"] = first_line(error)
+        variants["the guard's tests with the ledger on Redis"] = Run(
+            name="SQLite, the ledger on Redis",
+            environment={"AI_BUDGET_TEST_DB": "sqlite", "AI_BUDGET_TEST_LEDGER": "redis"},
+            paths=REDIS_LEDGER_TESTS,
+        )
+    if any((ROOT / argument.split("::")[0]).exists() for argument in arguments):
+        unused.update(dict.fromkeys(variants, "paths were given"))
+    else:
+        runs += variants.values()
 
     if chromium() is None:
         unused["browser tests"] = "Chromium is not installed"
-
-    variant = "the model tests with a custom user model"
-    if any((ROOT / argument.split("::")[0]).exists() for argument in arguments):
-        unused[variant] = "paths were given"
-    else:
-        runs.append(
-            Run(
-                name="SQLite with a custom user model and AutoField",
-                environment={
-                    "AI_BUDGET_TEST_DB": "sqlite",
-                    "AI_BUDGET_TEST_USER_MODEL": "custom",
-                    "AI_BUDGET_TEST_AUTO_FIELD": "django.db.models.AutoField",
-                },
-                paths=USER_MODEL_TESTS,
-            )
-        )
     return Plan(runs=runs, exercised=exercised, unreachable=unreachable, unused=unused)
 
 

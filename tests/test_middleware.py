@@ -428,6 +428,62 @@ def test_a_limit_that_is_only_held_asks_for_patience() -> None:
     assert "It opens again on" not in response.content.decode()
 
 
+def rate(scope: str, *, seconds: int = 3, never: bool = False) -> RateLimited:
+    return RateLimited(
+        refusal(
+            scope=scope,
+            period="minute",
+            measure="requests",
+            limit=123_456,
+            spent=123_455,
+            held=0,
+            retry_after=seconds,
+            delay=None if never else seconds - 0.5,
+        )
+    )
+
+
+@pytest.mark.parametrize(("seconds", "wait"), [(1, "in 1 second."), (3, "in 3 seconds.")])
+@pytest.mark.parametrize("accept", ["*/*", CHROME])
+def test_who_is_too_fast_reads_how_long_to_wait(seconds: int, wait: str, accept: str) -> None:
+    response = refused(request_from(accept), rate("feature:chat", seconds=seconds))
+
+    assert response is not None
+    assert response.status_code == 429
+    assert response["Retry-After"] == str(seconds)
+    shown = response.content.decode()
+    assert f"Too many requests. Please try again {wait}" in shown
+    assert "It opens again on" not in shown
+
+
+def test_a_rate_that_never_lets_a_call_pass_names_no_time() -> None:
+    response = refused(request_from("*/*"), rate("feature:chat", never=True))
+
+    assert response is not None
+    assert "try again" not in json.loads(response.content)["error"]["message"]
+
+
+@pytest.mark.parametrize("scope", ["user:7", "subject:acme,feature:chat", "view:chat:20:user:7"])
+def test_a_caller_sees_the_numbers_of_the_own_rate(scope: str) -> None:
+    response = refused(request_from("*/*"), rate(scope))
+
+    assert response is not None
+    details = json.loads(response.content)["error"]
+    assert (details["type"], details["measure"]) == ("rate_limited", "requests")
+    assert (details["limit"], details["spent"]) == (123_456, 123_455)
+    assert scope not in response.content.decode()
+
+
+@pytest.mark.parametrize("scope", ["*", "feature:chat", "category:assistants"])
+@pytest.mark.parametrize("accept", ["*/*", CHROME])
+def test_how_much_others_ask_is_not_for_visitors(scope: str, accept: str) -> None:
+    response = refused(request_from(accept), rate(scope))
+
+    assert response is not None
+    shown = response.content.decode()
+    assert not [figure for figure in ("123456", "123,456", "123455") if figure in shown]
+
+
 def test_the_page_has_no_inline_script_or_style() -> None:
     error = QuotaExceeded(refusal(scope="user:7", measure="calls", limit=20, spent=20))
     response = refused(request_from(CHROME), error)

@@ -37,7 +37,7 @@ from ai_budget.exceptions import CallInsideTransaction, LedgerUnavailable
 from ai_budget.ledger import journal as journals
 from ai_budget.ledger.base import Breach, Ledger, bucket_breach, enforced, given_back
 from ai_budget.ledger.clock import StoreClock
-from ai_budget.ledger.connection import ensure_durable, retry, short_transaction
+from ai_budget.ledger.connection import ensure_durable, retry
 from ai_budget.ledger.journal import journal
 from ai_budget.ledger.redis_client import connect, key_prefix
 from ai_budget.models import CallLog, RateBucket, SpendWindow
@@ -103,6 +103,23 @@ class _Period:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _Moment:
+    """A moment by both of the worker's clocks: one may be set, the other stops in a sleep."""
+
+    monotonic: float
+    clock: datetime
+
+    @classmethod
+    def now(cls) -> _Moment:
+        return cls(monotonic=periods.monotonic(), clock=periods.now())
+
+    def seconds_ago(self) -> float:
+        """Return how long it is ago by the clock that says more."""
+        by_clock = (periods.now() - self.clock).total_seconds()
+        return max(periods.monotonic() - self.monotonic, by_clock)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Asked:
     """What an attempt asks of Redis, in the order of the keys."""
 
@@ -122,6 +139,7 @@ class RedisLedger(Ledger):
         self._scripts: dict[str, Any] = {}
         self._to_forget: set[_Period] = set()
         self._look_until = float("-inf")
+        self._seen: set[_Period] = set()
 
     @property
     def alias(self) -> str:
@@ -169,14 +187,17 @@ class RedisLedger(Ledger):
         )
         note = ""
         try:
-            if periods.monotonic() < self._look_until:
+            # A hash that is filled now would count rows that nobody has admitted yet.
+            new = not self._seen.issuperset(asked.periods)
+            if new or periods.monotonic() < self._look_until:
                 shadowed = self._take(asked, amounts, attempt, row="")
                 note = f"would refuse: {shadowed}" if shadowed else ""
+                self._seen = set(asked.periods)
         except LedgerUnavailable:
             if conf.ON_LEDGER_FAILURE != "allow":
                 raise
             return self._unchecked(connection, reservation)
-        started = periods.monotonic()
+        started = _Moment.now()
         reservation = replace(reservation, id=_write(connection, attempt, amounts, note))
         try:
             shadowed = self._take(asked, amounts, attempt, row=str(reservation.id))
@@ -191,7 +212,7 @@ class RedisLedger(Ledger):
             self._look()
             _delete(connection, reservation.id)
             raise
-        if periods.monotonic() - started > ASLEEP_SECONDS:
+        if started.seconds_ago() > ASLEEP_SECONDS:
             # The tick may have taken it for one that was never admitted.
             self.settle(reservation, _UNSENT)
             raise LedgerUnavailable("The worker slept while it reserved.") from None
@@ -234,17 +255,18 @@ class RedisLedger(Ledger):
         connection = connections[self.alias]
         ensure_durable(connection)
         now = self._time_of_booking()
-        booked, corrected = retry(
-            connection, lambda: _book(connection, reservation.id, settlement, now)
-        )
         touched = sorted({_Period(key.period, key.first_day) for key in reservation.balances})
-        if corrected or reservation.unchecked:
-            # Rare enough to have these balances filled anew from the journal.
+        booked = retry(connection, lambda: _close(connection, reservation.id, settlement, now))
+        if not booked:
+            # Somebody was first: the tick, at the bound. What is known corrects an estimate.
+            if settlement.status is not Status.ESTIMATED:
+                self._correct(connection, reservation.id, settlement, now, touched)
+            return
+        if reservation.unchecked:
             self._to_forget.update(touched)
         try:
             self._forget()
-            if booked:
-                self._close(touched, reservation, settlement)
+            self._give_back(touched, reservation, settlement)
         except LedgerUnavailable:
             # The journal has it. The tick gives back what Redis still holds.
             log.error(
@@ -252,7 +274,37 @@ class RedisLedger(Ledger):
                 reservation.id,
             )
 
-    def _close(
+    def _correct(
+        self,
+        connection: BaseDatabaseWrapper,
+        row: int,
+        settlement: Settlement,
+        now: datetime,
+        touched: Sequence[_Period],
+    ) -> None:
+        """Write the truth over an estimate, and have the balances filled anew: it is rare.
+
+        They are claimed first, so that whoever dies between leaves them to be filled anew, too.
+        """
+        estimates = CallLog.objects.using(self.alias).filter(pk=row, status=Status.ESTIMATED)
+        if not retry(connection, estimates.exists):
+            return
+        with suppress(LedgerUnavailable):
+            for window in touched:
+                self._hold(window)
+        retry(connection, lambda: _write_truth(connection, row, settlement, now))
+        self._to_forget.update(touched)
+        with suppress(LedgerUnavailable):  # this worker's next call will, or the claims lapse
+            self._forget()
+
+    def _hold(self, window: _Period) -> None:
+        """Claim a hash, whoever else does: a claim that is not renewed makes it unknown."""
+        give_up = periods.monotonic() + PATIENCE_SECONDS
+        token = uuid.uuid4().hex
+        while self._claim(window, token, "anew") != "go" and periods.monotonic() < give_up:
+            time.sleep(random.uniform(0.01, 0.05))
+
+    def _give_back(
         self, touched: Sequence[_Period], reservation: Reservation, settlement: Settlement
     ) -> None:
         changes = {
@@ -744,7 +796,7 @@ def _release(connection: BaseDatabaseWrapper, row: int, now: datetime) -> None:
     """Close the row of a call that was not sent, for want of Redis."""
     settlement = replace(_UNSENT, error="ledger unavailable")
     with suppress(LedgerUnavailable):  # the tick releases it
-        retry(connection, lambda: _book(connection, row, settlement, now))
+        retry(connection, lambda: _close(connection, row, settlement, now))
 
 
 def _delete(connection: BaseDatabaseWrapper, row: int) -> None:
@@ -754,18 +806,20 @@ def _delete(connection: BaseDatabaseWrapper, row: int) -> None:
         retry(connection, lambda: rows._raw_delete(connection.alias))
 
 
-def _book(
+def _close(
     connection: BaseDatabaseWrapper, row: int, settlement: Settlement, now: datetime
-) -> tuple[bool, bool]:
-    """Close the row; say whether this did it, and whether it corrected an estimate."""
-    rows = journal(connection)
+) -> bool:
+    """Close an open row; say whether it was open."""
     with connection.cursor() as cursor:
-        if rows.close(cursor, row, settlement, now, Status.RESERVED):
-            return True, False
-    with short_transaction(connection) as cursor:
-        if settlement.status is Status.ESTIMATED or rows.lock_estimate(cursor, row) is None:
-            return False, False
-        return True, rows.close(cursor, row, settlement, now, Status.ESTIMATED)
+        return journal(connection).close(cursor, row, settlement, now, Status.RESERVED)
+
+
+def _write_truth(
+    connection: BaseDatabaseWrapper, row: int, settlement: Settlement, now: datetime
+) -> None:
+    """Write over an estimate what the call cost in truth."""
+    with connection.cursor() as cursor:
+        journal(connection).close(cursor, row, settlement, now, Status.ESTIMATED)
 
 
 def _write_windows(

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from asgiref.sync import sync_to_async
+from django.db.models import QuerySet
 
 import ai_budget
+from ai_budget import periods
+from ai_budget.conf import conf
+from ai_budget.ledger import base as ledgers
 from ai_budget.models import CallLog, SpendWindow
+from ai_budget.periods import Period, Window
 from ai_budget.testing import AnthropicSimulator
+from ai_budget.values import BalanceKey, Balances
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,30 +46,64 @@ def bill(api: AnthropicSimulator) -> list[int]:
     return [ai_budget.price(billed.model, billed.usage) for billed in api.billed]
 
 
-def site() -> SpendWindow:
+def ledger_of_the_run() -> type[ledgers.Ledger]:
+    """The ledger that the suite runs on, for tests that hold one of its steps up or break it."""
+    return type(ledgers.current())
+
+
+def today() -> Window:
+    """The day that it is for the ledger."""
+    return periods.day(ledgers.current().now(), conf.TIME_ZONE)
+
+
+def site() -> Balances:
     """The whole site's balance of today."""
-    return SpendWindow.objects.get(scope="*", period="day")
+    return balance("*")
 
 
-def balance(scope: str) -> SpendWindow:
-    """A scope's balance of today."""
-    return SpendWindow.objects.get(scope=scope, period="day")
+def balance(scope: str) -> Balances:
+    """A scope's balance of today, as the ledger has it: nothing where it was never counted in."""
+    key = BalanceKey(scope, Period.DAY, today().first_day)
+    return ledgers.current().balances([key]).get(key, Balances())
+
+
+def windows() -> QuerySet[SpendWindow]:
+    """The balances as reports read them, brought up to date where they are kept elsewhere."""
+    ledgers.current().tidy()
+    return SpendWindow.objects.all()
+
+
+def refusals() -> dict[str, int]:
+    """How many calls each scope was refused, all of them counted in days."""
+    refused = windows().exclude(refused=0)
+    assert {window.period for window in refused} <= {Period.DAY}
+    return {window.scope: window.refused for window in refused}
 
 
 def assert_balanced() -> None:
     """Nothing is held, and each balance is the sum of its rows in the journal."""
     journal = rows()
     assert all(row.status != CallLog.Status.RESERVED for row in journal)
-    counted = sum(row.counted for row in journal if row.status != CallLog.Status.RELEASED)
-    for window in SpendWindow.objects.filter(scope="*"):
-        assert window.held_nanousd == 0
-        assert window.spent_nanousd == sum(row.cost_nanousd or 0 for row in journal)
-        assert window.calls == counted
-    for window in SpendWindow.objects.filter(scope__startswith="feature:"):
-        name = window.scope.removeprefix("feature:")
-        mine = [row for row in journal if row.feature_id == name]
-        assert window.held_nanousd == 0
-        assert window.spent_nanousd == sum(row.cost_nanousd or 0 for row in mine)
+    spent, calls = Counter[BalanceKey](), Counter[BalanceKey]()
+    for row in journal:
+        for key in counted_in(row):
+            spent[key] += row.cost_nanousd or 0
+            calls[key] += row.counted if row.status != CallLog.Status.RELEASED else 0
+    kept = ledgers.current().balances(spent)
+    assert {key: (it.spent_nanousd, it.held_nanousd, it.calls) for key, it in kept.items()} == {
+        key: (spent[key], 0, calls[key]) for key in spent
+    }
+    since = min((row.day for row in journal), default=today().first_day)
+    assert ledgers.current().differences(since) == []
+
+
+def counted_in(row: CallLog) -> list[BalanceKey]:
+    """The balances of the whole site and of the feature that an attempt counts in."""
+    return [
+        BalanceKey(scope, period, first)
+        for scope in ("*", f"feature:{row.feature_id}")
+        for period, first in ((Period.DAY, row.day), (Period.MONTH, row.day.replace(day=1)))
+    ]
 
 
 def assert_exact(api: AnthropicSimulator) -> CallLog:

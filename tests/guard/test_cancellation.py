@@ -15,7 +15,7 @@ from asgiref.sync import sync_to_async
 import ai_budget
 from ai_budget.guard import middleware
 from ai_budget.guard.attempt import OpenAttempt
-from ai_budget.ledger.database import DatabaseLedger
+from ai_budget.ledger.base import Ledger
 from ai_budget.models import CallLog
 from ai_budget.testing import AnthropicSimulator, Hang, Reply
 from tests.guard.books import (
@@ -26,6 +26,7 @@ from tests.guard.books import (
     assert_released,
     bill,
     in_db,
+    ledger_of_the_run,
     only_row,
     rows,
     wait_until,
@@ -93,7 +94,7 @@ async def test_cancelled_while_it_reserves_a_call_gives_everything_back(
     gate: Gate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gate.hold(monkeypatch, DatabaseLedger, "reserve", after=True)
+    gate.hold(monkeypatch, ledger_of_the_run(), "reserve", after=True)
     task = asyncio.create_task(async_client.messages.create(**ASKED))
     await gate.wait()
 
@@ -111,7 +112,7 @@ async def test_cancelled_before_a_refusal_nothing_is_left(
     gate: Gate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gate.hold(monkeypatch, DatabaseLedger, "reserve", after=False)
+    gate.hold(monkeypatch, ledger_of_the_run(), "reserve", after=False)
     await in_db(_allow_nothing)
     task = asyncio.create_task(async_client.messages.create(**ASKED))
     await gate.wait()
@@ -150,7 +151,7 @@ async def test_a_second_cancellation_does_not_lose_the_booking(
     gate: Gate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gate.hold(monkeypatch, DatabaseLedger, "settle", after=False)
+    gate.hold(monkeypatch, ledger_of_the_run(), "settle", after=False)
     api.enqueue(Hang(seconds=30))
     task = asyncio.create_task(async_client.messages.create(**ASKED))
     await until_asked(api)
@@ -189,7 +190,7 @@ async def test_cancelled_while_it_settles_an_answer_is_booked_as_it_is(
     gate: Gate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gate.hold(monkeypatch, DatabaseLedger, "settle", after=False)
+    gate.hold(monkeypatch, ledger_of_the_run(), "settle", after=False)
     task = asyncio.create_task(async_client.messages.create(**ASKED))
     await gate.wait()
 
@@ -229,7 +230,7 @@ async def test_cancelled_twice_while_it_closes_a_stream_is_booked(
     gate: Gate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gate.hold(monkeypatch, DatabaseLedger, "settle", after=False)
+    gate.hold(monkeypatch, ledger_of_the_run(), "settle", after=False)
     api.enqueue(Reply(text=STORY, chunk_delay=0.01))
     heard = asyncio.Event()
 
@@ -310,7 +311,7 @@ async def test_a_coroutine_that_is_thrown_away_while_it_reserves_gives_everythin
     gate: Gate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gate.hold(monkeypatch, DatabaseLedger, "reserve", after=True)
+    gate.hold(monkeypatch, ledger_of_the_run(), "reserve", after=True)
     await throw_away(async_client.messages.create(**ASKED), once=gate.reached.is_set)
     gate.opened.set()
     await until_booked()
@@ -482,13 +483,14 @@ async def test_the_thread_of_the_ledger_is_the_one_of_the_request(
     api: AnthropicSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    reserve = DatabaseLedger.reserve
+    ledger = ledger_of_the_run()
+    reserve = ledger.reserve
 
-    def noting(self: DatabaseLedger, *args: Any) -> Any:
+    def noting(self: Ledger, *args: Any) -> Any:
         seen.append(threading.get_ident())
         return reserve(self, *args)
 
-    monkeypatch.setattr(DatabaseLedger, "reserve", noting)
+    monkeypatch.setattr(ledger, "reserve", noting)
     await ai_budget.aask("Hello")
 
     assert seen == [await sync_to_async(threading.get_ident)()]

@@ -7,7 +7,7 @@ import pytest
 
 import ai_budget
 from ai_budget.models import CallLog
-from ai_budget.testing import AnthropicSimulator, Reply
+from ai_budget.testing import AnthropicSimulator, Reply, override_budget
 
 pytestmark = pytest.mark.django_db
 
@@ -51,3 +51,21 @@ def test_an_iteration_without_a_model_is_the_answers_own(
     row = ask(anthropic_api, stream=stream)
 
     assert row.cost_nanousd == 2 * ai_budget.price("claude-haiku-5-5", USAGE)
+
+
+@pytest.mark.parametrize("cap", [None, 40])
+@pytest.mark.parametrize("asked", ["many", 2.5, [9], True])
+def test_a_fallback_whose_max_tokens_is_no_number_is_refused(
+    anthropic_api: AnthropicSimulator, cap: int | None, asked: object
+) -> None:
+    with (
+        override_budget("chat", max_tokens=cap),
+        pytest.raises(ai_budget.UnboundedCall, match="max_tokens"),
+    ):
+        ai_budget.ask(
+            "Hello",
+            feature="chat",
+            extra_body={"fallbacks": [{"model": "claude-haiku-5-5", "max_tokens": asked}]},
+        )
+
+    assert anthropic_api.requests == []

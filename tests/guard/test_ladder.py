@@ -6,11 +6,12 @@ from typing import Any
 
 import anthropic
 import pytest
+from django.conf import settings
 from django.core.cache.backends.base import BaseCache
 from django.test import override_settings
 
 import ai_budget
-from ai_budget.models import CallLog
+from ai_budget.models import CallLog, UserQuota
 from ai_budget.signals import call_downgraded
 from ai_budget.testing import AnthropicSimulator, Reply, override_budget
 from tests.guard.books import assert_balanced, bill, in_db, rows
@@ -230,8 +231,8 @@ def test_a_downgrade_is_told_to_listeners(api: AnthropicSimulator) -> None:
 class AbsentCache(BaseCache):
     """A cache whose server is away."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__({})
+    def __init__(self, location: str, params: dict[str, Any]) -> None:
+        super().__init__(params)
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
         raise ConnectionError("hunter2")
@@ -247,9 +248,12 @@ def test_a_cache_that_is_away_neither_refuses_a_call_nor_loses_its_booking(
     caplog: pytest.LogCaptureFixture,
     streamed: bool,
 ) -> None:
-    away = {"default": {"BACKEND": f"{__name__}.AbsentCache"}}
+    away = {**settings.CACHES["default"], "BACKEND": f"{__name__}.AbsentCache"}
 
-    with override_settings(CACHES=away), override_budget("chat", daily_limit_usd=1, rungs=LADDER):
+    with (
+        override_settings(CACHES={"default": away}),
+        override_budget("chat", daily_limit_usd=1, rungs=LADDER),
+    ):
         spend(api, 60)
         for messages in (ASKED["messages"], [*ASKED["messages"], TOOL_RESULT]):
             api.enqueue(Reply(content=[TOOL_USE]))
@@ -293,3 +297,77 @@ def test_a_rung_whose_window_is_too_small_is_skipped(api: AnthropicSimulator) ->
         long = ai_budget.estimate("word " * 130_000, feature="chat", model=OPUS)
 
     assert (short.model, long.model) == ("claude-haiku-4-5", OPUS)
+
+
+# Shadow mode
+
+
+def test_a_ladder_in_shadow_mode_records_what_it_would_do(api: AnthropicSimulator) -> None:
+    heard: list[Any] = []
+    call_downgraded.connect(lambda **kwargs: heard.append(kwargs), weak=False, dispatch_uid="t")
+    try:
+        with override_budget("chat", daily_limit_usd=1, enforce=False, rungs=LADDER):
+            spend(api, 60)
+            answer = ai_budget.ask("Hello", feature="chat", model=OPUS)
+    finally:
+        call_downgraded.disconnect(dispatch_uid="t")
+
+    assert (answer.model, answer.downgraded) == (OPUS, False)
+    assert last().decision == f"would downgrade to {SONNET} (rung 50 % at 60 %)"
+    assert heard == []
+
+
+def test_a_limit_in_shadow_mode_does_not_drive_the_ladder_of_another(
+    api: AnthropicSimulator,
+) -> None:
+    with (
+        override_budget("*", daily_limit_usd=100, rungs=LADDER),
+        override_budget("chat", daily_limit_usd=1, enforce=False),
+    ):
+        spend(api, 60)
+        answer = ai_budget.ask("Hello", feature="chat", model=OPUS)
+
+    assert (answer.model, last().decision) == (OPUS, "")
+
+
+def test_a_feature_in_shadow_mode_is_paused_all_the_same() -> None:
+    with (
+        override_budget("chat", enabled=False, enforce=False),
+        pytest.raises(ai_budget.FeatureDisabled),
+    ):
+        ai_budget.ask("Hello", feature="chat")
+
+
+def test_a_users_quota_is_enforced_in_shadow_mode(api: AnthropicSimulator) -> None:
+    UserQuota.objects.create(daily_calls=0)
+    with (
+        override_budget("chat", enforce=False),
+        pytest.raises(ai_budget.QuotaExceeded),
+    ):
+        ai_budget.ask("Hello", feature="chat", subject="acme")
+
+
+# Windows
+
+
+def image(size: int) -> list[dict[str, Any]]:
+    source = {"type": "base64", "media_type": "image/png", "data": "A" * size}
+    return [{"role": "user", "content": [{"type": "image", "source": source}]}]
+
+
+def test_the_bytes_of_an_image_are_no_text(api: AnthropicSimulator) -> None:
+    """Its size in tokens is that of its picture, whatever its file weighs."""
+    with override_budget("chat", daily_limit_usd=1, rungs=[(50, "claude-haiku-4-5")]):
+        spend(api, 60)
+        found = ai_budget.estimate(image(700_000), feature="chat", model=OPUS)
+
+    assert found.model == "claude-haiku-4-5"
+
+
+def test_a_rung_with_a_window_as_large_takes_whatever_was_asked(api: AnthropicSimulator) -> None:
+    with override_budget("chat", daily_limit_usd=None, rungs=[(50, SONNET)]):
+        spend(api, 60)
+    with override_budget("*", daily_limit_usd=1, rungs=[(50, SONNET)]):
+        found = ai_budget.estimate("word " * 650_000, feature="chat", model=OPUS)
+
+    assert found.model == SONNET

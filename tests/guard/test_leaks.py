@@ -14,7 +14,7 @@ from django.apps import apps
 import ai_budget
 from ai_budget.exceptions import AIBudgetError
 from ai_budget.guard.attempt import OpenAttempt
-from ai_budget.ledger.database import DatabaseLedger
+from ai_budget.ledger.base import Ledger
 from ai_budget.testing import (
     AnthropicSimulator,
     CutBeforeResponse,
@@ -24,7 +24,7 @@ from ai_budget.testing import (
     StreamError,
     override_budget,
 )
-from tests.guard.books import MODEL, rows
+from tests.guard.books import MODEL, ledger_of_the_run, rows
 
 pytestmark = pytest.mark.django_db
 
@@ -139,11 +139,11 @@ def test_no_outcome_of_a_call_leaves_what_was_said_behind(
     outcome: str,
     books: str,
 ) -> None:
-    def fail(self: DatabaseLedger, *args: Any) -> None:
+    def fail(self: Ledger, *args: Any) -> None:
         raise OSError(repr(args))
 
     if books == "shut":
-        monkeypatch.setattr(DatabaseLedger, "settle", fail)
+        monkeypatch.setattr(ledger_of_the_run(), "settle", fail)
     step, call = OUTCOMES[outcome]
     api.enqueue(step)
 

@@ -10,13 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group
 from django.db import OperationalError, connection, connections
 from django.test import override_settings
 from pytest_django import DjangoAssertNumQueries
 
 from ai_budget.exceptions import FeatureDisabled, LedgerUnavailable
-from ai_budget.guard.rules import read_rules
+from ai_budget.guard.rules import preview_rules, read_rules
 from ai_budget.models import FeatureBudget
 from ai_budget.policy.limits import Quota, Rules, Rung
 from ai_budget.values import SITE, Charge
@@ -78,6 +79,19 @@ def test_a_feature_without_limits_has_none() -> None:
 
     assert (feature.daily_limit, feature.monthly_limit, feature.max_tokens) == (None, None, None)
     assert (feature.enforce, feature.enabled, feature.allow_unbounded) == (True, True, False)
+
+
+def test_a_feature_has_its_rates() -> None:
+    budget(requests_per_minute=20, tokens_per_minute=9_000_000_000)
+    budget(SITE, requests_per_minute=0)
+
+    found = rules()
+
+    assert (found.feature.requests_per_minute, found.feature.tokens_per_minute) == (
+        20,
+        9_000_000_000,
+    )
+    assert (found.site.requests_per_minute, found.site.tokens_per_minute) == (0, None)
 
 
 def test_a_limit_of_nothing_is_no_missing_limit() -> None:
@@ -360,6 +374,55 @@ def test_names_are_told_apart_by_their_letters() -> None:
     assert limit is None
 
 
+# A look at the rules -----------------------------------------------------------------------------
+
+
+def preview(feature: str = "chat", **caller: Any) -> Rules:
+    return preview_rules(Charge(feature=feature, **caller), at=AT)
+
+
+def test_a_look_at_the_rules_sees_what_a_call_would() -> None:
+    budget(daily_limit_usd=5, parent=budget("support"))
+    user = UserFactory.create()
+    UserQuotaFactory.create(user=user)
+
+    assert preview(user_id=user.pk) == rules(user_id=user.pk)
+
+
+def test_a_look_at_an_unknown_feature_creates_nothing() -> None:
+    UserQuotaFactory.create(user=None, **AMOUNTS)
+
+    found = preview("brand-new", subject="acme")
+
+    assert not FeatureBudget.objects.exists()
+    assert found == rules("brand-new", subject="acme")
+
+
+@pytest.mark.parametrize("name", [SITE, "my chat"])
+def test_a_look_at_what_is_no_feature_is_refused(name: str) -> None:
+    with pytest.raises(FeatureDisabled):
+        preview(name)
+
+
+def test_a_look_at_an_unknown_feature_is_refused_where_its_calls_are() -> None:
+    with (
+        override_settings(AI_BUDGET={"UNKNOWN_FEATURE": "refuse"}),
+        pytest.raises(FeatureDisabled, match="brand-new"),
+    ):
+        preview("brand-new")
+
+
+def test_a_look_at_a_name_that_is_too_like_another_is_refused_where_its_calls_are() -> None:
+    budget("chat")
+
+    try:
+        seen = preview("Chat")
+    except FeatureDisabled:
+        assert connection.vendor == "mysql"
+        return
+    assert seen == rules("Chat")
+
+
 # Quotas ------------------------------------------------------------------------------------------
 
 
@@ -370,7 +433,7 @@ def quotas(**caller: Any) -> tuple[Quota, ...]:
 
 
 EVERYONES = Quota(daily_calls=1, daily_limit=2 * DOLLAR, monthly_limit=3 * DOLLAR)
-AMOUNTS = {"daily_calls": 1, "daily_limit_usd": 2, "monthly_limit_usd": 3}
+AMOUNTS: dict[str, Any] = {"daily_calls": 1, "daily_limit_usd": 2, "monthly_limit_usd": 3}
 
 
 def test_everyones_quota_is_every_users() -> None:
@@ -433,6 +496,84 @@ def test_zero_is_a_quota() -> None:
     assert quotas(subject="acme") == (Quota(daily_calls=0, daily_limit=0, monthly_limit=0),)
 
 
+def test_the_rates_of_a_quota_are_the_callers() -> None:
+    UserQuotaFactory.create(
+        user=None, daily_calls=None, requests_per_minute=20, tokens_per_minute=9_000_000_000
+    )
+
+    assert quotas(subject="acme") == (
+        Quota(requests_per_minute=20, tokens_per_minute=9_000_000_000),
+    )
+
+
+# Groups ------------------------------------------------------------------------------------------
+
+
+def member(*groups: Group) -> Any:
+    """A user who is in these groups."""
+    user: Any = UserFactory.create()
+    user.groups.set(groups)
+    return user
+
+
+def group(name: str = "staff", *, priority: int = 100, **fields: Any) -> Group:
+    """A group with a quota."""
+    made = Group.objects.create(name=name)
+    UserQuotaFactory.create(
+        user=None, group=made, priority=priority, **{"daily_calls": None, **fields}
+    )
+    return made
+
+
+def test_a_groups_quota_is_each_members() -> None:
+    staff = group(**AMOUNTS)
+
+    assert quotas(user_id=member(staff).pk) == (replace(EVERYONES, group=(100, staff.pk)),)
+
+
+def test_the_quotas_of_all_of_a_members_groups_are_found() -> None:
+    staff, guests = group(priority=5, daily_calls=7), group("guests", priority=3, daily_calls=1)
+    group("others", daily_calls=9)
+
+    assert set(quotas(user_id=member(staff, guests).pk)) == {
+        Quota(group=(5, staff.pk), daily_calls=7),
+        Quota(group=(3, guests.pk), daily_calls=1),
+    }
+
+
+def test_a_groups_quota_for_a_feature_is_for_that_feature() -> None:
+    chat, search = budget(), budget("search")
+    staff = group(feature=chat, daily_calls=7)
+    UserQuotaFactory.create(user=None, group=staff, feature=search, daily_calls=9)
+
+    assert quotas(user_id=member(staff).pk) == (
+        Quota(group=(100, staff.pk), for_feature=True, daily_calls=7),
+    )
+
+
+def test_who_leaves_a_group_leaves_its_quota() -> None:
+    staff = group(daily_calls=7)
+    user = member(staff)
+    user.groups.remove(staff)
+
+    assert quotas(user_id=user.pk) == ()
+
+
+def test_a_groups_quota_is_no_subjects() -> None:
+    group(daily_calls=7)
+
+    assert quotas(subject="acme") == ()
+
+
+def test_users_without_groups_have_their_own_quotas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user model need not have permissions, and then nobody is in a group."""
+    user = UserFactory.create()
+    UserQuotaFactory.create(user=user, daily_calls=3)
+    monkeypatch.setattr("ai_budget.guard.rules.get_user_model", lambda: LogEntry)
+
+    assert quotas(user_id=user.pk) == (Quota(for_user=True, daily_calls=3),)
+
+
 def test_a_groups_quota_is_not_everyones() -> None:
     group = Group.objects.create(name="staff")
     UserQuotaFactory.create(user=None, group=group, **AMOUNTS)
@@ -447,6 +588,7 @@ def test_two_queries_are_enough(django_assert_num_queries: DjangoAssertNumQuerie
     user, chat = UserFactory.create(), budget(parent=budget("support"))
     DowngradeRungFactory.create(budget=chat)
     UserQuotaFactory.create(user=user)
+    user.groups.add(group(daily_calls=7))
     rules(user_id=user.pk)
 
     with django_assert_num_queries(2):

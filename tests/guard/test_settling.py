@@ -16,7 +16,6 @@ from ai_budget import periods
 from ai_budget.exceptions import CallInsideTransaction, LedgerUnavailable
 from ai_budget.guard.attempt import OpenAttempt
 from ai_budget.ledger import base as ledgers
-from ai_budget.ledger.database import DatabaseLedger
 from ai_budget.models import CallLog
 from ai_budget.signals import call_refused, call_settled
 from ai_budget.testing import (
@@ -33,6 +32,7 @@ from tests.guard.books import (
     assert_balanced,
     assert_exact,
     in_db,
+    ledger_of_the_run,
     only_row,
     rows,
     site,
@@ -49,10 +49,10 @@ ASKED: dict[str, Any] = {
 
 @pytest.fixture
 def failing_settle(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    def settle(self: DatabaseLedger, *args: Any) -> None:
+    def settle(self: ledgers.Ledger, *args: Any) -> None:
         raise LedgerUnavailable("The store is away.")
 
-    monkeypatch.setattr(DatabaseLedger, "settle", settle)
+    monkeypatch.setattr(ledger_of_the_run(), "settle", settle)
     return monkeypatch
 
 

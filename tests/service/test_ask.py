@@ -177,9 +177,7 @@ def test_a_stream_is_not_asked_for_by_a_keyword(verb: str) -> None:
     assert not CallLog.objects.exists()
 
 
-@pytest.mark.parametrize(
-    "option", [{"cache": "private"}, {"ttl": 60}, {"route": "length"}, {"wait": 5.0}]
-)
+@pytest.mark.parametrize("option", [{"cache": "private"}, {"ttl": 60}, {"route": "length"}])
 def test_an_option_that_does_nothing_yet_is_refused(
     api: AnthropicSimulator, option: dict[str, Any]
 ) -> None:

@@ -6,11 +6,13 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from django.test import override_settings
 
 import ai_budget
-from ai_budget.models import CallLog, SpendWindow
+from ai_budget.conf import conf
+from ai_budget.models import CallLog, FeatureBudget
 from ai_budget.testing import AnthropicSimulator, Reply, override_budget
-from tests.guard.books import only_row, rows
+from tests.guard.books import only_row, rows, windows
 
 pytestmark = pytest.mark.django_db
 
@@ -21,7 +23,8 @@ def test_an_estimate_spends_nothing(api: AnthropicSimulator) -> None:
     assert 0 < estimate.expected <= estimate.most
     assert api.requests == []
     assert not CallLog.objects.exists()
-    assert not SpendWindow.objects.exists()
+    assert not windows().exists()
+    assert not FeatureBudget.objects.exists()
 
 
 @pytest.mark.parametrize(
@@ -98,3 +101,13 @@ def test_an_estimate_is_made_where_the_money_is_gone(api: AnthropicSimulator) ->
 def test_an_estimate_is_for_the_payer_around_it(api: AnthropicSimulator) -> None:
     with override_budget("chat", model="claude-opus-5-5"), ai_budget.charge(feature="chat"):
         assert ai_budget.estimate("Hi").model == "claude-opus-5-5"
+
+
+def test_an_estimate_for_an_unknown_feature_is_refused_where_its_calls_are(
+    api: AnthropicSimulator,
+) -> None:
+    with (
+        override_settings(AI_BUDGET={**conf.given, "UNKNOWN_FEATURE": "refuse"}),
+        pytest.raises(ai_budget.FeatureDisabled, match="misspelt"),
+    ):
+        ai_budget.estimate("Hi", feature="misspelt")

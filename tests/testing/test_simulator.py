@@ -400,6 +400,45 @@ def test_rate_limit_headers_are_there(client: anthropic.Anthropic) -> None:
     assert raw.headers["content-type"] == "application/json"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answers_headers_are_laid_over_its_own(
+    api: AnthropicSimulator, client: anthropic.Anthropic, stream: bool
+) -> None:
+    scripted = {"anthropic-ratelimit-requests-remaining": "7", "x-proxy": "here"}
+    api.enqueue(Reply(headers=scripted))
+
+    laid_over, plain = (headers_of_answer(client, stream=stream) for _ in range(2))
+
+    assert {name: laid_over[name] for name in scripted} == scripted
+    assert laid_over.keys() - plain.keys() == {"x-proxy"}
+    assert plain["anthropic-ratelimit-requests-remaining"] != "7"
+    assert laid_over["content-type"] == plain["content-type"]
+
+
+def headers_of_answer(client: anthropic.Anthropic, **options: Any) -> dict[str, str]:
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    with client.messages.with_streaming_response.create(
+        model=MODEL, max_tokens=10, messages=messages, **options
+    ) as raw:
+        raw.read()
+        return dict(raw.headers)
+
+
+def test_a_failures_headers_are_laid_over_its_own(
+    api: AnthropicSimulator, client: anthropic.Anthropic
+) -> None:
+    scripted = {"retry-after": "30", "anthropic-ratelimit-requests-remaining": "0"}
+    api.enqueue(Fail(status=429, retry_after=0.5, headers=scripted))
+
+    with pytest.raises(anthropic.RateLimitError) as raised:
+        ask(client)
+
+    headers = raised.value.response.headers
+    assert {name: headers[name] for name in scripted} == scripted
+    assert headers["content-type"] == "application/json"
+    assert raised.value.request_id is not None
+
+
 # Streams
 
 
@@ -1089,6 +1128,45 @@ def test_token_counting_refuses_what_it_does_not_support(
 
     assert response.status == 400
     assert "token counting does not support" in error_of(raw)["message"]
+
+
+def test_token_counting_can_fail_where_messages_are_answered(
+    api: AnthropicSimulator, client: anthropic.Anthropic
+) -> None:
+    api.enqueue(Reply(text="for the message"))
+    api.count_failure = Fail(status=529, message="Busy.", headers={"x-proxy": "here"})
+
+    with pytest.raises(anthropic.OverloadedError, match=r"Busy\.") as raised:
+        count(client)
+
+    assert raised.value.response.headers["x-proxy"] == "here"
+    assert api.billed == []
+    assert text_of(ask(client)) == "for the message"
+
+
+def test_token_counting_fails_until_it_is_told_otherwise(
+    api: AnthropicSimulator, client: anthropic.Anthropic
+) -> None:
+    api.count_failure = Fail(status=400)
+    for _ in range(2):
+        with pytest.raises(anthropic.BadRequestError):
+            count(client)
+
+    api.count_failure = None
+
+    assert count(client, png(28, 28)) > 0
+
+
+@pytest.mark.parametrize("initial", [None, Fail(status=529)])
+def test_a_reset_restores_how_token_counting_began(initial: Fail | None) -> None:
+    with AnthropicSimulator(count_failure=initial) as api:
+        began = post(api, message_body(), path="/v1/messages/count_tokens")[0].status
+        api.count_failure = Fail(status=400)
+
+        api.reset()
+
+        again = post(api, message_body(), path="/v1/messages/count_tokens")[0].status
+        assert again == began == (200 if initial is None else initial.status)
 
 
 # Models

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unittest
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
+from unittest.mock import ANY
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -240,7 +241,9 @@ class _SomeKeys(BudgetTestMixin):
     @override_settings(AI_BUDGET={"API_KEY": "key", "DEFAULT_MAX_TOKENS": 7})
     def test_a_call(self) -> None:
         ask()
-        assert [request.body["max_tokens"] for request in self.anthropic_api.requests] == [7]
+        assert [request.body for request in self.anthropic_api.requests if request.body] == [
+            {"model": conf.DEFAULT_MODEL, "max_tokens": 7, "messages": ANY}
+        ]
 
 
 @kinds

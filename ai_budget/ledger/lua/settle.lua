@@ -24,7 +24,9 @@ if #buckets > 0 then
   local now = now_ms(ARGV[5])
   for i, bucket in ipairs(buckets) do
     local used, at = drain(KEYS[windows + i], bucket, now)
-    fill(KEYS[windows + i], bucket, math.max(used - bucket.back, bucket.least, 0), at)
+    -- Said again, because the answer was lost, it gives nothing back again.
+    local back = closed > 0 and bucket.back or 0
+    fill(KEYS[windows + i], bucket, math.max(used - back, bucket.least, 0), at)
   end
 end
 return closed

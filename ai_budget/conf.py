@@ -152,7 +152,9 @@ class Settings:
     def ON_LEDGER_FAILURE(self) -> str:
         """ "refuse" calls while Redis does not answer, or "allow" them, outside any promise.
 
-        What is let through is written to the journal, and counted when Redis is back.
+        The same holds while balances are filled from the journal for longer than some seconds.
+        What is let through is written to the journal, and counted when Redis is back. Views
+        that are ``limited`` are let through whenever the ledger does not answer.
         """
         return cast(str, self._get("ON_LEDGER_FAILURE"))
 

@@ -38,6 +38,11 @@ def limited(
     not answer the view is not reached either, unless ``AI_BUDGET["ON_LEDGER_FAILURE"]`` is
     "allow".
 
+    With the ledger in the database, a view inside a transaction (``ATOMIC_REQUESTS``, or
+    ``atomic()`` around it) wants ``AI_BUDGET["LEDGER_DATABASE"]`` to name a second alias, as paid
+    calls do. Without one the request is counted in that transaction: the bucket's row is locked
+    until the view ends, and a view that fails gives its request back.
+
     Counted by the user, and visitors by REMOTE_ADDR, the address that connected: an IPv6
     network of /64 as one, for it is one customer's. Behind a proxy that is the proxy's own, and
     all visitors share one rate: such a site sets REMOTE_ADDR itself, from a header that its

@@ -33,10 +33,13 @@ class AIBudgetError(Exception):
 class LimitReached(AIBudgetError):
     """A limit would have been passed, so nothing was sent.
 
-    ``measure`` is "nanousd", "calls" or "tokens", and tells the unit of ``limit``, ``spent``,
-    ``held`` (by calls in flight) and ``requested``. ``exhausted`` means that what is spent
-    leaves no room for this call until ``resets_at``; otherwise the limit is only *saturated*
-    by calls in flight, and trying again in ``retry_after`` seconds may succeed.
+    ``measure`` is "nanousd", "calls", "requests" or "tokens", and tells the unit of ``limit``,
+    ``spent``, ``held`` (by calls in flight) and ``requested``. ``exhausted`` means that what is
+    spent leaves no room for this call until ``resets_at``; otherwise the limit is only
+    *saturated* by calls in flight, and trying again in ``retry_after`` seconds may succeed.
+    ``delay`` is the soonest that trying again may, in seconds and parts of them; None where the
+    call is larger than the whole limit, so that no waiting helps. ``retry_after`` is for people
+    and for the header, in whole seconds and always a number.
     """
 
     def __init__(self, refusal: Refusal) -> None:
@@ -52,6 +55,7 @@ class LimitReached(AIBudgetError):
         self.exhausted = refusal.exhausted
         self.resets_at = refusal.resets_at
         self.retry_after = refusal.retry_after
+        self.delay = refusal.delay
 
     @property
     def saturated(self) -> bool:
@@ -107,7 +111,8 @@ class CallInsideTransaction(AIBudgetError):
 class Refusal:
     """Which limit said no, and the numbers it decided by.
 
-    ``delay`` is when trying again may succeed, in seconds; None where no waiting helps.
+    ``delay`` is when trying again may succeed, in seconds; None where the call is larger than
+    the whole limit.
     """
 
     scope: str

@@ -126,13 +126,14 @@ def admission(_: int, payer: Payer) -> Step:
 
 def scripts(number: int, payer: Payer) -> Step:
     """Return what an admission asks of Redis: the take and the settle script, and no journal."""
-    from ai_budget.ledger import redis
+    from ai_budget.ledger.redis import RedisLedger
+    from ai_budget.ledger.redis_wire import ask_for
 
     ledger = ledgers.current()
-    assert isinstance(ledger, redis.RedisLedger)
+    assert isinstance(ledger, RedisLedger)
     limits, amounts = payer.limits(), Amounts(nanousd=2 * MEAN)
     attempt = _attempt(limits, payer.charge)
-    asked = redis._asked(limits, amounts)
+    asked = ask_for(limits, amounts)
     rows = itertools.count(10**12 * (number + 1))
 
     def run() -> None:

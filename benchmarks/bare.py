@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -114,13 +115,13 @@ return 1
 def moving_window(_: int, url: str) -> Step:
     """Return one hit of the moving window of ``limits`` on Redis, under a limit never reached."""
     try:
-        from limits import RateLimitItemPerHour
-        from limits.storage import RedisStorage
-        from limits.strategies import MovingWindowRateLimiter
+        limits, storages, strategies = map(
+            importlib.import_module, ("limits", "limits.storage", "limits.strategies")
+        )
     except ImportError:
         raise SystemExit("Measuring beside it needs: pip install limits") from None
-    limiter = MovingWindowRateLimiter(RedisStorage(url))
-    most = RateLimitItemPerHour(10_000_000)
+    limiter = strategies.MovingWindowRateLimiter(storages.RedisStorage(url))
+    most = limits.RateLimitItemPerHour(10_000_000)
     return lambda: limiter.hit(most, "hot")
 
 

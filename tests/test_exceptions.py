@@ -48,6 +48,7 @@ USED_UP = Refusal(
     exhausted=True,
     resets_at=datetime(2026, 5, 5, tzinfo=UTC),
     retry_after=43_200,
+    delay=43_199.5,
 )
 
 
@@ -135,6 +136,22 @@ def test_a_limit_of_calls_is_told_in_calls() -> None:
     assert "limit 1,000 calls, spent 1,000 calls, held 0 calls, this call needs up to 1" in message
 
 
+def test_a_limit_of_requests_is_told_in_requests() -> None:
+    refusal = replace(
+        USED_UP, period="minute", measure="requests", limit=20, spent=20, held=0, requested=1
+    )
+
+    message = str(RateLimited(refusal))
+
+    assert message.startswith("The per-minute limit of feature:chat is used up: limit 20 requests")
+
+
+def test_a_refusal_that_no_waiting_helps_has_no_delay() -> None:
+    error = BudgetExceeded(replace(USED_UP, delay=None))
+
+    assert (error.delay, error.retry_after) == (None, USED_UP.retry_after)
+
+
 # Across a process border -------------------------------------------------------------------------
 
 
@@ -145,7 +162,7 @@ def test_a_refusal_survives_pickling(kind: type[LimitReached]) -> None:
     assert type(error) is kind
     assert error.refusal == USED_UP
     assert str(error) == str(kind(USED_UP))
-    assert error.retry_after == USED_UP.retry_after
+    assert (error.retry_after, error.delay) == (USED_UP.retry_after, USED_UP.delay)
 
 
 @pytest.mark.parametrize("kind", OTHERS)

@@ -15,13 +15,15 @@ from typing import Any
 from ai_budget import money, periods, signals
 from ai_budget.exceptions import UnclassifiedUsage, UnpricedModel
 from ai_budget.guard import turns
-from ai_budget.guard.charge import OpenCall, outside_calls
+from ai_budget.guard.charge import OpenCall
 from ai_budget.guard.stream import ALLOWANCE_TOKENS, StreamedAnswer
+from ai_budget.guard.telling import tell
 from ai_budget.ledger.base import Ledger
 from ai_budget.pricing.cost import cost
 from ai_budget.pricing.rates import ModelRates, resolve
 from ai_budget.pricing.usage import read_usage
 from ai_budget.values import (
+    SITE,
     Attempt,
     Bound,
     Level,
@@ -34,17 +36,11 @@ from ai_budget.values import (
 
 log = logging.getLogger("ai_budget")
 
-_LEVEL_HEADERS = (
-    (Measure.REQUESTS, ("anthropic-ratelimit-requests-remaining",)),
-    (
-        Measure.TOKENS,
-        (
-            "anthropic-ratelimit-tokens-remaining",
-            "anthropic-ratelimit-input-tokens-remaining",
-        ),
-    ),
-)
-"""What says how much is left of an organisation's limits, the most telling header first.
+_LEVEL_HEADERS: Mapping[Measure, tuple[str, ...]] = {
+    Measure.REQUESTS: ("anthropic-ratelimit-requests",),
+    Measure.TOKENS: ("anthropic-ratelimit-tokens", "anthropic-ratelimit-input-tokens"),
+}
+"""How the headers begin that say what a limit is and what is left of it, the most telling first.
 https://platform.claude.com/docs/en/api/rate-limits#response-headers"""
 
 
@@ -70,8 +66,18 @@ class OpenAttempt:
         return self.reservation.attempt
 
     def hear(self, headers: Mapping[str, str]) -> None:
-        """Keep what an answer says of the organisation's limits, until it is booked."""
-        self.heard, self.heard_at = _remaining(headers), periods.monotonic()
+        """Keep what an answer says of the organisation's limits, until it is booked.
+
+        Anthropic limits each model by itself: a limit that is smaller than the site's own is
+        about one model, and what is left of it says nothing about the others.
+        """
+        own = {it.measure: it.amount for it in self.reservation.buckets if it.scope == SITE}
+        self.heard = {
+            measure: remaining
+            for measure, (limit, remaining) in _told(headers).items()
+            if limit >= own.get(measure, 0)
+        }
+        self.heard_at = periods.monotonic()
 
     def book_unsent(self, reason: str) -> None:
         """Give everything back: the request never left."""
@@ -266,7 +272,12 @@ class OpenAttempt:
                 type(error).__name__,
             )
             return
-        send(signals.call_settled, reservation=self.reservation, settlement=settlement)
+        tell(
+            signals.call_settled,
+            sender=OpenAttempt,
+            reservation=self.reservation,
+            settlement=settlement,
+        )
 
 
 def _tool_use_ids(content: Any) -> list[str]:
@@ -281,20 +292,14 @@ def _milliseconds(since: float, until: float) -> int:
     return max(0, round((until - since) * 1000))
 
 
-def _remaining(headers: Mapping[str, str]) -> dict[Measure, int]:
-    """Return what the headers say is left, without what cannot be read."""
+def _told(headers: Mapping[str, str]) -> dict[Measure, tuple[int, int]]:
+    """Return each limit that the headers tell whole, and what is left of it."""
     found = {}
-    for measure, names in _LEVEL_HEADERS:
-        said = next((headers[name] for name in names if name in headers), "")
-        if said.isdecimal():
-            found[measure] = int(said)
+    for measure, names in _LEVEL_HEADERS.items():
+        for name in names:
+            said = headers.get(f"{name}-limit", ""), headers.get(f"{name}-remaining", "")
+            if all(text.isdecimal() for text in said):
+                limit, remaining = map(int, said)
+                found[measure] = limit, remaining
+                break
     return found
-
-
-def send(signal: Any, **values: Any) -> None:
-    """Tell who listens; a listener's mistake is logged and changes nothing."""
-    with outside_calls():
-        results = signal.send_robust(sender=OpenAttempt, **values)
-    for receiver, result in results:
-        if isinstance(result, Exception):
-            log.error("The receiver %r failed: %s", receiver, type(result).__name__)

@@ -27,9 +27,10 @@ from ai_budget.exceptions import (
     UnpricedModel,
 )
 from ai_budget.guard import turns
-from ai_budget.guard.attempt import OpenAttempt, send
+from ai_budget.guard.attempt import OpenAttempt
 from ai_budget.guard.charge import OpenCall, Payer, current_call, current_payer
 from ai_budget.guard.rules import read_rules
+from ai_budget.guard.telling import tell
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.base import Ledger
 from ai_budget.ledger.connection import retry
@@ -64,6 +65,10 @@ LONGEST_WAIT = 86_400.0
 
 APART_SECONDS = 0.1
 """How much longer than it must a call may wait, so that those that wait do not meet."""
+
+HOPEFUL_BYTES = 10
+"""Bytes of text that a token may have at best. Prose has three to five; so a count that would
+not even help at ten is hopeless, and asking for it is for nothing."""
 
 _MODERN_THINKING = frozenset({"adaptive", "between_tools"})
 
@@ -182,7 +187,7 @@ class Opening:
         try:
             return self._reserve(charge)
         except AIBudgetError as error:
-            send(signals.call_refused, charge=charge, error=error)
+            tell(signals.call_refused, sender=Opening, charge=charge, error=error)
             raise
 
     def learn(self, tokens: int | None) -> None:
@@ -212,9 +217,11 @@ class Opening:
             raise
 
     def _count(self, error: LimitReached, decision: Decision, at: datetime) -> Count | None:
-        """Return the count to ask for, if a shorter prompt than the bound's would pass now.
+        """Return the count to ask for, if what it would say may well let the prompt pass now.
 
         Who waits and whose bound no waiting would let pass is helped by one that passes later.
+        Where even a hopeful count would not help none is asked for: a flood of refusals must
+        not become a flood of requests.
         """
         if self._counting is not None or error.measure not in (Measure.NANOUSD, Measure.TOKENS):
             return None
@@ -222,7 +229,12 @@ class Opening:
         if request is None:
             return None
         least = _bound(
-            decision.body, decision.rates, self._outgoing, decision.rules, at=at, counted=0
+            decision.body,
+            decision.rates,
+            self._outgoing,
+            decision.rules,
+            at=at,
+            counted=_text_bytes(request) // HOPEFUL_BYTES,
         )
         needed = least.nanousd if error.measure == Measure.NANOUSD else _tokens(least)
         later = error.refusal.delay is None and _left_to_wait()
@@ -274,8 +286,9 @@ def _take(
         region=outgoing.region,
     )
     if opened.downgraded:
-        send(
+        tell(
             signals.call_downgraded,
+            sender=Opening,
             charge=charge,
             requested_model=attempt.requested_model,
             model=attempt.model,
@@ -328,6 +341,18 @@ def _bound(
 
 def _tokens(most: Bound) -> int:
     return most.input_tokens + most.output_tokens
+
+
+def _text_bytes(value: Any) -> int:
+    """Return the bytes of all texts in a request; files say by their bytes nothing of tokens."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, Mapping):
+        file = value.get("type") == "base64"
+        return sum(_text_bytes(part) for name, part in value.items() if name != "data" or not file)
+    if isinstance(value, (list, tuple)):
+        return sum(map(_text_bytes, value))
+    return 0
 
 
 def _ensure_readable(outgoing: Outgoing) -> None:
@@ -388,7 +413,12 @@ def _choose(
         # Between a tool's call and its result the model stays the one that made the call.
         return Choice(model=kept, reason="" if kept == requested else "same turn")
     followed = ladder_limits(rules, limits)
-    balances = ledger.balances(limit.key for limit in followed)
+    try:
+        balances = ledger.balances(limit.key for limit in followed)
+    except LedgerUnavailable:
+        if conf.ON_LEDGER_FAILURE != "allow":
+            raise
+        return Choice(model=requested, reason="ladder not read")
     choice = choose_model(
         requested,
         rules.rungs,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from django.core.signals import setting_changed
+from django.db import connections
 from django.utils.module_loading import import_string
 
 from ai_budget.conf import conf
@@ -19,6 +20,7 @@ from ai_budget.exceptions import (
     RateLimited,
     Refusal,
 )
+from ai_budget.ledger.connection import ensure_durable
 from ai_budget.scopes import SITE
 from ai_budget.values import (
     Amounts,
@@ -51,9 +53,14 @@ class Ledger(ABC):
     def now(self) -> datetime:
         """Return the present in UTC, by the store's clock where it has one."""
 
-    @abstractmethod
+    @property
+    def alias(self) -> str:
+        """The database of the journal."""
+        return conf.LEDGER_DATABASE
+
     def ensure_durable(self) -> None:
         """Raise ``CallInsideTransaction`` where the caller could undo what is journaled."""
+        ensure_durable(connections[self.alias])
 
     @abstractmethod
     def reserve(

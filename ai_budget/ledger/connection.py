@@ -114,6 +114,21 @@ def short_transaction(connection: BaseDatabaseWrapper, *, durable: bool = True) 
 
 
 @contextmanager
+def one_statement(connection: BaseDatabaseWrapper) -> Iterator[Any]:
+    """Yield a cursor for a statement that is a transaction by itself.
+
+    It does not wait long for locks. PostgreSQL is told so inside a transaction alone; elsewhere
+    the way there and back is spared.
+    """
+    if connection.vendor == "postgresql":
+        with short_transaction(connection) as cursor:
+            yield cursor
+        return
+    with connection.cursor() as cursor:
+        yield cursor
+
+
+@contextmanager
 def patient_transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
     """Open a transaction in which statements of the ORM, too, do not wait long for locks.
 

@@ -18,7 +18,6 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ai_budget import periods
-from ai_budget.conf import conf
 from ai_budget.exceptions import LedgerUnavailable
 from ai_budget.ledger import journal as journals
 from ai_budget.ledger.base import (
@@ -75,10 +74,6 @@ class DatabaseLedger(Ledger):
     def __init__(self) -> None:
         self._clocks: dict[str, StoreClock] = {}
 
-    @property
-    def alias(self) -> str:
-        return conf.LEDGER_DATABASE
-
     def now(self) -> datetime:
         if periods.is_overridden():
             return periods.now()
@@ -87,9 +82,6 @@ class DatabaseLedger(Ledger):
         if clock is None:
             clock = self._clocks[alias] = StoreClock(lambda: read_clock(connections[alias]))
         return retry(connections[alias], clock.now)
-
-    def ensure_durable(self) -> None:
-        ensure_durable(connections[self.alias])
 
     def reserve(
         self, limits: Sequence[Limit | Bucket], amounts: Amounts, attempt: Attempt

@@ -17,7 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Case, CharField, F, Func, Q, Sum, Value, When
 
 from ai_budget import periods
-from ai_budget.ledger.connection import for_update, patience
+from ai_budget.ledger.connection import for_update, one_statement, patience, retry
 from ai_budget.models import CallLog
 from ai_budget.periods import Period
 from ai_budget.policy.limits import balance_keys
@@ -63,7 +63,9 @@ class Journal:
         marks = ", ".join(["%s"] * len(fields))
         self.returns = connection.features.can_return_columns_from_insert
         returning = f" RETURNING {quote('id')}" if self.returns else ""
-        self.insert = f"INSERT INTO {self.calls} ({names}) VALUES ({marks}){returning}"
+        self.insert = (
+            f"{patience(connection)}INSERT INTO {self.calls} ({names}) VALUES ({marks}){returning}"
+        )
         assigned = ", ".join(
             [f"{quote(name)} = %s" for name in _CLOSED]
             # What the answer does not say stays as it was asked for.
@@ -203,6 +205,82 @@ _JOURNALED = _PREPARED | {
     "rates",
 }
 """Columns that an attempt gives."""
+
+
+# Statements by themselves
+
+
+def insert_once(
+    connection: BaseDatabaseWrapper, attempt: Attempt, amounts: Amounts, note: str = ""
+) -> int:
+    """Write the row of an attempt, and return its id; once, however often it has to be tried."""
+    tried = False
+
+    def step() -> int:
+        nonlocal tried
+        again, tried = tried, True
+        # A connection that was lost may have committed before.
+        row = row_of(connection.alias, attempt) if again else None
+        if row is not None:
+            return row
+        rows = journal(connection)
+        prepared = rows.prepare(attempt, amounts)
+        with one_statement(connection) as cursor:
+            return rows.write(cursor, prepared, note)
+
+    return retry(connection, step)
+
+
+def close_open(
+    connection: BaseDatabaseWrapper, row: int, settlement: Settlement, now: datetime
+) -> bool:
+    """Close an open row; say whether it was open."""
+
+    def step() -> bool:
+        with one_statement(connection) as cursor:
+            return journal(connection).close(cursor, row, settlement, now, Status.RESERVED)
+
+    return retry(connection, step)
+
+
+def is_estimate(connection: BaseDatabaseWrapper, row: int) -> bool:
+    """Say whether a row was booked without knowing what it cost."""
+    rows = CallLog.objects.using(connection.alias).filter(pk=row, status=Status.ESTIMATED)
+    return retry(connection, rows.exists)
+
+
+def correct_estimate(
+    connection: BaseDatabaseWrapper, row: int, settlement: Settlement, now: datetime
+) -> None:
+    """Write over an estimate what the call cost in truth."""
+
+    def step() -> None:
+        with one_statement(connection) as cursor:
+            journal(connection).close(cursor, row, settlement, now, Status.ESTIMATED)
+
+    retry(connection, step)
+
+
+def delete_open(connection: BaseDatabaseWrapper, row: int) -> None:
+    """Delete the row of a call that was refused after it was written: it never was one."""
+    rows = CallLog.objects.using(connection.alias).filter(pk=row, status=Status.RESERVED)
+
+    def step() -> None:
+        with one_statement(connection):
+            rows._raw_delete(connection.alias)
+
+    retry(connection, step)
+
+
+def note_decision(connection: BaseDatabaseWrapper, row: int, decision: str) -> None:
+    """Write over why a row's model, rung or passing was chosen."""
+    rows = CallLog.objects.using(connection.alias).filter(pk=row)
+
+    def step() -> None:
+        with one_statement(connection):
+            rows.update(decision=decision[:_LONGEST_DECISION])
+
+    retry(connection, step)
 
 
 # Rows that somebody else wrote

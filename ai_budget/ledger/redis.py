@@ -20,13 +20,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from importlib import resources
 from typing import Any
 
 import redis
-from django.db import connections, transaction
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Value
 from django.db.models.functions import Replace
@@ -35,14 +34,26 @@ from ai_budget import periods
 from ai_budget.conf import conf
 from ai_budget.exceptions import CallInsideTransaction, LedgerUnavailable
 from ai_budget.ledger import journal as journals
-from ai_budget.ledger.base import Breach, Ledger, bucket_breach, enforced, given_back
+from ai_budget.ledger.base import Ledger, bucket_breach, enforced, given_back
 from ai_budget.ledger.clock import StoreClock
-from ai_budget.ledger.connection import ensure_durable, retry
-from ai_budget.ledger.journal import journal
+from ai_budget.ledger.connection import patient_transaction, retry
+from ai_budget.ledger.mirror import mirror
 from ai_budget.ledger.redis_client import connect, key_prefix
+from ai_budget.ledger.redis_hashes import Hash, Summed, add_up, compare
+from ai_budget.ledger.redis_wire import (
+    Asked,
+    ask_for,
+    balances_of,
+    breach_of,
+    bucket_json,
+    exact,
+    milliseconds,
+    source,
+    text,
+    texts,
+)
 from ai_budget.models import CallLog, RateBucket, SpendWindow
 from ai_budget.periods import Period
-from ai_budget.policy.limits import balance_keys
 from ai_budget.values import (
     Amounts,
     Attempt,
@@ -51,7 +62,6 @@ from ai_budget.values import (
     Bucket,
     Difference,
     Limit,
-    Measure,
     Reservation,
     Settlement,
     Status,
@@ -61,10 +71,6 @@ log = logging.getLogger("ai_budget")
 
 PATIENCE_SECONDS = 6.0
 """How long a call waits for the worker that fills a hash: longer than for a dead one."""
-
-ASLEEP_SECONDS = 30.0
-"""After which a worker that was stopped between journal and script may find its row released:
-less than any reservation's time until its deadline."""
 
 CLAIM_SECONDS = 4.0
 """After which a worker that fills a hash, and does not say that it lives, is taken for dead."""
@@ -82,51 +88,9 @@ UNCHECKED = "unchecked"
 _CHUNK = 1_000
 """Fields that are sent at once; Lua unpacks some thousand."""
 
-_LARGEST = 2**53
-"""Up to which Lua's numbers are exact."""
-
 _UNSENT = Settlement(
     status=Status.RELEASED, cost_nanousd=0, keep_call=False, error="never admitted"
 )
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class _Period:
-    """One calendar day or month, which is one hash."""
-
-    period: Period
-    first_day: date
-
-    @property
-    def until(self) -> date:
-        return journals.day_after(BalanceKey("", self.period, self.first_day))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Moment:
-    """A moment by both of the worker's clocks: one may be set, the other stops in a sleep."""
-
-    monotonic: float
-    clock: datetime
-
-    @classmethod
-    def now(cls) -> _Moment:
-        return cls(monotonic=periods.monotonic(), clock=periods.now())
-
-    def seconds_ago(self) -> float:
-        """Return how long it is ago by the clock that says more."""
-        by_clock = (periods.now() - self.clock).total_seconds()
-        return max(periods.monotonic() - self.monotonic, by_clock)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
-    """What an attempt asks of Redis, in the order of the keys."""
-
-    periods: Sequence[_Period]
-    buckets: Sequence[Bucket]
-    checks: Sequence[Sequence[Limit]]
-    json: str
 
 
 class RedisLedger(Ledger):
@@ -137,14 +101,9 @@ class RedisLedger(Ledger):
     def __init__(self) -> None:
         self._clock = StoreClock(self._read_clock)
         self._scripts: dict[str, Any] = {}
-        self._to_forget: set[_Period] = set()
+        self._to_forget: set[Hash] = set()
         self._look_until = float("-inf")
-        self._seen: set[_Period] = set()
-
-    @property
-    def alias(self) -> str:
-        """The database of the journal."""
-        return conf.LEDGER_DATABASE
+        self._seen: set[Hash] = set()
 
     @functools.cached_property
     def client(self) -> Any:
@@ -167,17 +126,14 @@ class RedisLedger(Ledger):
                 return periods.now()
             raise
 
-    def ensure_durable(self) -> None:
-        ensure_durable(connections[self.alias])
-
     # Reserving
 
     def reserve(
         self, limits: Sequence[Limit | Bucket], amounts: Amounts, attempt: Attempt
     ) -> Reservation:
         connection = connections[self.alias]
-        ensure_durable(connection)
-        asked = _asked(limits, amounts)
+        self.ensure_durable()
+        asked = ask_for(limits, amounts)
         reservation = Reservation(
             id=0,
             attempt=attempt,
@@ -197,8 +153,8 @@ class RedisLedger(Ledger):
             if conf.ON_LEDGER_FAILURE != "allow":
                 raise
             return self._unchecked(connection, reservation)
-        started = _Moment.now()
-        reservation = replace(reservation, id=_write(connection, attempt, amounts, note))
+        row = journals.insert_once(connection, attempt, amounts, note)
+        reservation = replace(reservation, id=row)
         try:
             shadowed = self._take(asked, amounts, attempt, row=str(reservation.id))
         except LedgerUnavailable:
@@ -206,14 +162,17 @@ class RedisLedger(Ledger):
             if conf.ON_LEDGER_FAILURE == "allow":
                 return self._unchecked(connection, reservation)
             # Whether Redis heard of it or not: the tick gives back what it holds.
-            _release(connection, reservation.id, self._time_of_booking())
+            unsent = replace(_UNSENT, error="ledger unavailable")
+            with suppress(LedgerUnavailable):
+                journals.close_open(connection, row, unsent, self._time_of_booking())
             raise
         except Exception:
             self._look()
-            _delete(connection, reservation.id)
+            with suppress(LedgerUnavailable):  # the tick releases it
+                journals.delete_open(connection, row)
             raise
-        if started.seconds_ago() > ASLEEP_SECONDS:
-            # The tick may have taken it for one that was never admitted.
+        if self._time_of_booking() >= attempt.deadline:
+            # It slept, and the tick may have taken it for one that was never admitted.
             self.settle(reservation, _UNSENT)
             raise LedgerUnavailable("The worker slept while it reserved.") from None
         if shadowed and not note:
@@ -225,17 +184,19 @@ class RedisLedger(Ledger):
         self._look_until = periods.monotonic() + LOOK_SECONDS
 
     def _note(self, connection: BaseDatabaseWrapper, reservation: Reservation, note: str) -> None:
-        decision = f"{note}; {reservation.attempt.decision}".strip("; ")[:200]
-        rows = CallLog.objects.using(self.alias).filter(pk=reservation.id)
-        retry(connection, lambda: rows.update(decision=decision))
+        decision = f"{note}; {reservation.attempt.decision}".strip("; ")
+        journals.note_decision(connection, reservation.id, decision)
 
-    def _take(self, asked: _Asked, amounts: Amounts, attempt: Attempt, *, row: str) -> str:
+    def _take(self, asked: Asked, amounts: Amounts, attempt: Attempt, *, row: str) -> str:
         """Run the script; raise for what is enforced, return what shadow mode would refuse."""
         keys = [*map(self._key, asked.periods), *map(self._bucket_key, asked.buckets)]
-        now = str(_milliseconds(attempt.reserved_at)) if periods.is_overridden() else ""
+        now = str(milliseconds(attempt.reserved_at)) if periods.is_overridden() else ""
         answer = self._run_ready("take", asked.periods, keys, [row, now, asked.json])
-        found = [_breach(breach, asked, amounts) for breach in answer[1:]]
-        return enforced([breach for breach in found if breach is not None], attempt.reserved_at)
+        found = [breach_of(breach, asked, amounts) for breach in answer[1:]]
+        shadowed = enforced([breach for breach in found if breach is not None], attempt.reserved_at)
+        if answer[0] == "refused":
+            raise LedgerUnavailable("Redis refuses, and nobody can tell why.") from None
+        return shadowed
 
     def _unchecked(self, connection: BaseDatabaseWrapper, reservation: Reservation) -> Reservation:
         """Let a call through that nobody has checked: its row tells, and Redis learns later."""
@@ -246,28 +207,38 @@ class RedisLedger(Ledger):
         else:
             decision = f"{UNCHECKED}; {reservation.attempt.decision}".strip("; ")
             noted = replace(reservation.attempt, decision=decision)
-            row = _write(connection, noted, reservation.amounts, "")
+            row = journals.insert_once(connection, noted, reservation.amounts)
+        self._mark_unchecked(connection, reservation.attempt.day)
         return replace(reservation, id=row, unchecked=True)
+
+    def _mark_unchecked(self, connection: BaseDatabaseWrapper, day: date) -> None:
+        """Leave word for the tick, should this worker not live to have the balances filled."""
+        mark = SpendWindow(scope=UNCHECKED, period=Period.DAY, first_day=day)
+        marks = SpendWindow.objects.using(self.alias)
+        with patient_transaction(connection):
+            marks.bulk_create([mark], ignore_conflicts=True)
 
     # Settling
 
     def settle(self, reservation: Reservation, settlement: Settlement) -> None:
         connection = connections[self.alias]
-        ensure_durable(connection)
+        self.ensure_durable()
         now = self._time_of_booking()
-        touched = sorted({_Period(key.period, key.first_day) for key in reservation.balances})
-        booked = retry(connection, lambda: _close(connection, reservation.id, settlement, now))
-        if not booked:
+        touched = sorted({Hash(key.period, key.first_day) for key in reservation.balances})
+        if not journals.close_open(connection, reservation.id, settlement, now):
             # Somebody was first: the tick, at the bound. What is known corrects an estimate.
             if settlement.status is not Status.ESTIMATED:
                 self._correct(connection, reservation.id, settlement, now, touched)
             return
-        if reservation.unchecked:
-            self._to_forget.update(touched)
         try:
             self._forget()
-            self._give_back(touched, reservation, settlement)
+            known = self._give_back(touched, reservation, settlement)
+            if reservation.unchecked and known < len(touched):
+                self._to_forget.update(touched)
+                self._forget()
         except LedgerUnavailable:
+            if reservation.unchecked:
+                self._to_forget.update(touched)
             # The journal has it. The tick gives back what Redis still holds.
             log.error(
                 "Redis does not answer; ai_budget_tick will give back what call %s held.",
@@ -280,24 +251,23 @@ class RedisLedger(Ledger):
         row: int,
         settlement: Settlement,
         now: datetime,
-        touched: Sequence[_Period],
+        touched: Sequence[Hash],
     ) -> None:
         """Write the truth over an estimate, and have the balances filled anew: it is rare.
 
         They are claimed first, so that whoever dies between leaves them to be filled anew, too.
         """
-        estimates = CallLog.objects.using(self.alias).filter(pk=row, status=Status.ESTIMATED)
-        if not retry(connection, estimates.exists):
+        if not journals.is_estimate(connection, row):
             return
         with suppress(LedgerUnavailable):
             for window in touched:
                 self._hold(window)
-        retry(connection, lambda: _write_truth(connection, row, settlement, now))
+        journals.correct_estimate(connection, row, settlement, now)
         self._to_forget.update(touched)
         with suppress(LedgerUnavailable):  # this worker's next call will, or the claims lapse
             self._forget()
 
-    def _hold(self, window: _Period) -> None:
+    def _hold(self, window: Hash) -> None:
         """Claim a hash, whoever else does: a claim that is not renewed makes it unknown."""
         give_up = periods.monotonic() + PATIENCE_SECONDS
         token = uuid.uuid4().hex
@@ -305,20 +275,21 @@ class RedisLedger(Ledger):
             time.sleep(random.uniform(0.01, 0.05))
 
     def _give_back(
-        self, touched: Sequence[_Period], reservation: Reservation, settlement: Settlement
-    ) -> None:
+        self, touched: Sequence[Hash], reservation: Reservation, settlement: Settlement
+    ) -> int:
+        """Run the script; return in how many of the hashes the row was open."""
         changes = {
             bucket: change
             for bucket in reservation.buckets
             if (change := given_back(bucket, reservation.amounts, settlement)) is not None
         }
         given = [
-            {"back": back, "least": least, "amount": _exact(bucket)}
+            {"back": back, "least": least, "amount": bucket.amount}
             for bucket, (back, least) in changes.items()
         ]
-        now = str(_milliseconds(periods.now())) if periods.is_overridden() else ""
+        now = str(milliseconds(periods.now())) if periods.is_overridden() else ""
         keep = "1" if settlement.keep_call else "0"
-        self._run(
+        closed = self._run(
             "settle",
             [*map(self._key, touched), *map(self._bucket_key, changes)],
             [
@@ -330,6 +301,7 @@ class RedisLedger(Ledger):
                 json.dumps(given),
             ],
         )
+        return int(closed)
 
     def _time_of_booking(self) -> datetime:
         """Return the time; the worker's own, if Redis cannot say: it decides nothing here."""
@@ -362,15 +334,16 @@ class RedisLedger(Ledger):
 
     def _is_open(self, reservation: Reservation) -> bool:
         day = next(key for key in reservation.balances if key.period is Period.DAY)
-        window = _Period(day.period, day.first_day)
+        window = Hash(day.period, day.first_day)
         answer = self._read([window], [[f"#{reservation.id}"]])
         return answer[0][0] is not None
 
     # Views, refusals, balances
 
     def take(self, buckets: Sequence[Bucket], *, at: datetime) -> None:
-        asked = [_bucket_json(bucket, 1) for bucket in buckets]
-        now = str(_milliseconds(at)) if periods.is_overridden() else ""
+        buckets = [exact(bucket) for bucket in buckets]
+        asked = [bucket_json(bucket, 1) for bucket in buckets]
+        now = str(milliseconds(at)) if periods.is_overridden() else ""
         keys = [self._bucket_key(bucket) for bucket in buckets]
         answer = self._run("draw", keys, [now, json.dumps(asked)])
         found = [bucket_breach(buckets[int(which) - 1], 1, int(used)) for which, used in answer[1:]]
@@ -384,9 +357,9 @@ class RedisLedger(Ledger):
             self._run("refuse", days, [kept, *(key.scope for key in refused)])
 
     def balances(self, keys: Iterable[BalanceKey]) -> Mapping[BalanceKey, Balances]:
-        wanted: dict[_Period, list[BalanceKey]] = {}
+        wanted: dict[Hash, list[BalanceKey]] = {}
         for key in sorted(set(keys)):
-            wanted.setdefault(_Period(key.period, key.first_day), []).append(key)
+            wanted.setdefault(Hash(key.period, key.first_day), []).append(key)
         today = periods.day(self.now(), conf.TIME_ZONE).first_day
         found: dict[BalanceKey, Balances] = {}
         live = [window for window in wanted if window.until + KEPT > today]
@@ -403,7 +376,7 @@ class RedisLedger(Ledger):
                 wanted[window], values[::3], values[1::3], values[2::3], strict=True
             ):
                 if taken is not None or calls is not None:
-                    found[key] = _balances(spent, taken, calls)
+                    found[key] = balances_of(spent, taken, calls)
         rest = [key for window in wanted if window not in live for key in wanted[window]]
         if rest:
             connection = connections[self.alias]
@@ -414,7 +387,7 @@ class RedisLedger(Ledger):
     # Filling hashes from the journal
 
     def _run_ready(
-        self, script: str, windows: Sequence[_Period], keys: Sequence[str], args: Sequence[str]
+        self, script: str, windows: Sequence[Hash], keys: Sequence[str], args: Sequence[str]
     ) -> list[Any]:
         """Run a script on windows that count; fill those that do not."""
         self._forget()
@@ -425,10 +398,10 @@ class RedisLedger(Ledger):
                 return answer
             self._load(windows[int(answer[1]) - 1], give_up=give_up)
 
-    def _load(self, window: _Period, *, give_up: float, how: str = "missing") -> None:
+    def _load(self, window: Hash, *, give_up: float, how: str = "missing") -> None:
         """Fill a hash from the journal, or wait for the worker that does."""
         connection = connections[self.alias]
-        ensure_durable(connection)  # an old snapshot of a transaction must not decide
+        self.ensure_durable()  # an old snapshot of a transaction must not decide
         token = uuid.uuid4().hex
         while (state := self._claim(window, token, how)) != "ready":
             if state == "go" and self._fill(connection, window, token):
@@ -439,15 +412,15 @@ class RedisLedger(Ledger):
                 ) from None
             time.sleep(random.uniform(0.01, 0.05))
 
-    def _claim(self, window: _Period, token: str, how: str) -> str:
+    def _claim(self, window: Hash, token: str, how: str) -> str:
         args = [token, how, str(int(CLAIM_SECONDS * 1000))]
         return str(self._run("begin", [self._key(window)], args))
 
-    def _fill(self, connection: BaseDatabaseWrapper, window: _Period, token: str) -> bool:
+    def _fill(self, connection: BaseDatabaseWrapper, window: Hash, token: str) -> bool:
         """Write what the journal says; say whether the claim held."""
         log.info("Filling the balances of %s in Redis from the journal.", window.first_day)
         with self._alive(window, token):
-            summed = retry(connection, lambda: _summed(connection, window))
+            summed = retry(connection, lambda: add_up(connection, window))
             flat = [text for field in summed.fields().items() for text in field]
             for start in range(0, len(flat), 2 * _CHUNK):
                 part = flat[start : start + 2 * _CHUNK]
@@ -456,7 +429,7 @@ class RedisLedger(Ledger):
         return self._finish(window, token)
 
     @contextmanager
-    def _alive(self, window: _Period, token: str) -> Iterator[None]:
+    def _alive(self, window: Hash, token: str) -> Iterator[None]:
         """Renew a claim now and then: adding up a busy month may take a while."""
         done = threading.Event()
 
@@ -473,7 +446,7 @@ class RedisLedger(Ledger):
             done.set()
             thread.join()
 
-    def _finish(self, window: _Period, token: str) -> bool:
+    def _finish(self, window: Hash, token: str) -> bool:
         ends = periods.midnight(window.until, conf.TIME_ZONE)
         kept = max(timedelta(), ends - self.now()) + KEPT
         args = [token, str(int(kept.total_seconds() * 1000))]
@@ -482,12 +455,13 @@ class RedisLedger(Ledger):
     def _forget(self) -> None:
         """Drop hashes that miss something, so that they are filled anew."""
         while self._to_forget:
-            window = self._to_forget.pop()
-            try:
-                self._drop(self._key(window))
-            except LedgerUnavailable:
-                self._to_forget.add(window)
-                raise
+            with suppress(KeyError):  # another thread was faster
+                window = self._to_forget.pop()
+                try:
+                    self._drop(self._key(window))
+                except LedgerUnavailable:
+                    self._to_forget.add(window)
+                    raise
 
     def _drop(self, key: str) -> None:
         self._ask(lambda: self.client.unlink(key))
@@ -508,42 +482,56 @@ class RedisLedger(Ledger):
         self._mirror(self._live(since))
         return found
 
-    def _live(self, since: date) -> list[_Period]:
+    def _live(self, since: date) -> list[Hash]:
         """Return the days and months from that day on whose hashes may be there."""
         today = periods.day(self.now(), conf.TIME_ZONE).first_day
         # A zone that was changed may have left a day on either side.
         first = max(since, today - KEPT - timedelta(days=1))
         days = [first + timedelta(days=n) for n in range((today - first).days + 2)]
         months = {day.replace(day=1) for day in days}
-        every = [_Period(Period.DAY, day) for day in days]
-        return every + [_Period(Period.MONTH, month) for month in sorted(months)]
+        every = [Hash(Period.DAY, day) for day in days]
+        return every + [Hash(Period.MONTH, month) for month in sorted(months)]
 
-    def _compared(self, window: _Period) -> list[Difference]:
-        """Hold a hash still, compare it with the journal, and let it go on."""
+    def _compared(self, window: Hash) -> list[Difference]:
+        """Compare a hash with the journal while calls go on; make them wait only in doubt."""
         connection = connections[self.alias]
-        ensure_durable(connection)
+        self.ensure_durable()
+        dump = self._run("dump", [self._key(window)], [])
+        if not dump:
+            return []  # what has to be filled from the journal does not differ from it
+        at = periods.now() if periods.is_overridden() else _moment(*dump[:2])
+        kept = Summed.of(dict(zip(dump[2::2], dump[3::2], strict=True)))
+        if not retry(connection, lambda: compare(connection, window, kept, at=at)):
+            return []
+        return self._compared_still(connection, window)
+
+    def _compared_still(self, connection: BaseDatabaseWrapper, window: Hash) -> list[Difference]:
+        """Compare a hash while nobody takes from it: what is only on its way does not differ."""
         token = uuid.uuid4().hex
         give_up = periods.monotonic() + PATIENCE_SECONDS
         while (state := self._claim(window, token, "keep")) != "go":
             if state == "missing" or periods.monotonic() > give_up:
-                return []  # what is filled from the journal does not differ from it
+                return []
             time.sleep(random.uniform(0.01, 0.05))
+        found: list[Difference] = []
         try:
             with self._alive(window, token):
-                summed = retry(connection, lambda: _summed(connection, window))
-                kept = _Summed.of(self._fields(window))
-                return _differences(connection, window, kept, summed)
+                kept = Summed.of(self._fields(window))
+                step = functools.partial(compare, connection, window, kept, at=None)
+                found = retry(connection, step)
         finally:
-            self._finish(window, token)
+            held = self._finish(window, token)
+        return found if held else []  # somebody has had it filled anew meanwhile
 
-    def _fields(self, window: _Period) -> dict[str, str]:
+    def _fields(self, window: Hash) -> dict[str, str]:
         def read() -> dict[str, str]:
             found = self.client.hgetall(self._key(window))
-            return {_text(field): _text(value) for field, value in found.items()}
+            return {text(field): text(value) for field, value in found.items()}
 
         return dict(self._ask(read))
 
     def tidy(self) -> None:
+        self.ensure_durable()  # rows that a transaction does not see are not gone
         self._forget_unchecked()
         self._forget()
         today = periods.day(self.now(), conf.TIME_ZONE).first_day
@@ -554,28 +542,29 @@ class RedisLedger(Ledger):
 
     def _forget_unchecked(self) -> None:
         """Have balances filled anew that miss calls which were let through."""
-        if conf.ON_LEDGER_FAILURE != "allow":
-            return
         connection = connections[self.alias]
-        rows = (
-            CallLog.objects.using(self.alias)
-            .filter(reserved_at__gte=self.now() - KEPT, decision__contains=UNCHECKED)
-            .exclude(status=Status.RESERVED)
-        )
-        found = retry(connection, lambda: list(rows.values_list("pk", "day")))
-        for _, day in found:
-            self._to_forget |= {_Period(Period.DAY, day), _Period(Period.MONTH, day.replace(day=1))}
-        self._forget()
-        known = Replace("decision", Value(UNCHECKED), Value("checked later"))
-        done = CallLog.objects.using(self.alias).filter(pk__in=[pk for pk, _ in found])
-        retry(connection, lambda: done.update(decision=known))
+        marks = SpendWindow.objects.using(self.alias).filter(scope=UNCHECKED, period=Period.DAY)
+        for mark in retry(connection, lambda: list(marks)):
+            rows = CallLog.objects.using(self.alias).filter(
+                day=mark.first_day, decision__contains=UNCHECKED
+            )
+            opened = rows.filter(status=Status.RESERVED)
+            ended = rows.exclude(status=Status.RESERVED)
+            still_open = retry(connection, opened.exists)
+            month = mark.first_day.replace(day=1)
+            self._to_forget |= {Hash(Period.DAY, mark.first_day), Hash(Period.MONTH, month)}
+            self._forget()
+            known = Replace("decision", Value(UNCHECKED), Value("checked later"))
+            retry(connection, functools.partial(ended.update, decision=known))
+            if not still_open:
+                retry(connection, mark.delete)
 
-    def _close_left_behind(self, window: _Period) -> None:
+    def _close_left_behind(self, window: Hash) -> None:
         """Give back what Redis holds for rows that the journal has closed."""
         key = self._key(window)
         found = self._ask(
             lambda: [
-                _text(field) for field, _ in self.client.hscan_iter(key, match="#*", count=_CHUNK)
+                text(field) for field, _ in self.client.hscan_iter(key, match="#*", count=_CHUNK)
             ]
         )
         ids = [int(field[1:]) for field in found]
@@ -599,16 +588,22 @@ class RedisLedger(Ledger):
                 closed.append((pk, cost or 0, "0" if status == Status.RELEASED else "1"))
         return closed
 
-    def _mirror(self, windows: Sequence[_Period]) -> None:
+    def _mirror(self, windows: Sequence[Hash]) -> None:
         """Write balances and refusals to SpendWindow, where admin and reports read them."""
         for window in windows:
             fields = self._fields(window)
             # One that is being filled says nothing yet.
-            balances = _Summed.of(fields).balances() if "run" in fields else {}
+            balances = Summed.of(fields).balances() if "run" in fields else {}
             refused = self._refusals(window) if window.period is Period.DAY else {}
-            _write_windows(connections[self.alias], window, balances, refused)
+            mirror(
+                connections[self.alias],
+                window.period,
+                window.first_day,
+                balances=balances,
+                refused=refused,
+            )
 
-    def _refusals(self, window: _Period) -> dict[str, int]:
+    def _refusals(self, window: Hash) -> dict[str, int]:
         """Take the refusals that were counted in a day since the last time."""
         found = self._run("collect", [self._refused_key(window.first_day)], [])
         return {scope: int(count) for scope, count in zip(found[::2], found[1::2], strict=True)}
@@ -616,11 +611,12 @@ class RedisLedger(Ledger):
     # Redis
 
     def close(self) -> None:
+        self._scripts.clear()
         client = self.__dict__.pop("client", None)
         if client is not None:
             client.close()
 
-    def _key(self, window: _Period) -> str:
+    def _key(self, window: Hash) -> str:
         return f"{self.prefix}:{window.period}:{window.first_day.isoformat()}"
 
     def _refused_key(self, day: date) -> str:
@@ -631,26 +627,21 @@ class RedisLedger(Ledger):
         return f"{self.prefix}:bucket:{digest}"
 
     def _read(
-        self, windows: Sequence[_Period], fields: Sequence[Sequence[str]]
+        self, windows: Sequence[Hash], fields: Sequence[Sequence[str]]
     ) -> list[list[str | None]]:
         keys = [self._key(window) for window in windows]
         answer = self._run_ready("read", windows, keys, [json.dumps(each) for each in fields])
         return answer[1:]
 
     def _read_clock(self) -> datetime:
-        def read() -> tuple[int, int]:
-            seconds, microseconds = self.client.time()
-            return int(seconds), int(microseconds)
-
-        seconds, microseconds = self._ask(read)
-        return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)
+        return _moment(*self._ask(lambda: self.client.time()))  # noqa: PLW0108 - it connects
 
     def _run(self, name: str, keys: Sequence[str], args: Sequence[str]) -> Any:
         def step() -> Any:
             script = self._scripts.get(name)
             if script is None:
-                script = self._scripts[name] = self.client.register_script(_source(name))
-            return _texts(script(keys=keys, args=args))
+                script = self._scripts[name] = self.client.register_script(source(name))
+            return texts(script(keys=keys, args=args))
 
         return self._ask(step)
 
@@ -664,290 +655,6 @@ class RedisLedger(Ledger):
             ) from None
 
 
-# Sums of a window, as they come from the journal and from Redis
-
-
-@dataclass(slots=True)
-class _Summed:
-    """What one window holds: balances by scope, and rows that are open."""
-
-    spent: dict[str, int]
-    taken: dict[str, int]
-    calls: dict[str, int]
-    open_rows: dict[int, str]
-
-    @classmethod
-    def of(cls, fields: Mapping[str, str]) -> _Summed:
-        """Read the fields of a hash."""
-        summed = cls({}, {}, {}, {})
-        by_kind = {"s ": summed.spent, "t ": summed.taken, "c ": summed.calls}
-        for field, value in fields.items():
-            if field[:2] in by_kind:
-                by_kind[field[:2]][field[2:]] = int(value)
-            elif field.startswith("#"):
-                summed.open_rows[int(field[1:])] = value
-        return summed
-
-    def fields(self) -> dict[str, str]:
-        """Return the fields of a hash."""
-        return {
-            **{f"s {scope}": str(value) for scope, value in self.spent.items()},
-            **{f"t {scope}": str(value) for scope, value in self.taken.items()},
-            **{f"c {scope}": str(value) for scope, value in self.calls.items()},
-            **{f"#{row}": value for row, value in self.open_rows.items()},
-        }
-
-    def add(self, scope: str, *, spent: int = 0, held: int = 0, calls: int = 0) -> None:
-        self.spent[scope] = self.spent.get(scope, 0) + spent
-        self.taken[scope] = self.taken.get(scope, 0) + spent + held
-        self.calls[scope] = self.calls.get(scope, 0) + calls
-
-    def balances(self) -> dict[str, Balances]:
-        scopes = {*self.spent, *self.taken, *self.calls}
-        return {
-            scope: Balances(
-                spent_nanousd=self.spent.get(scope, 0),
-                held_nanousd=self.taken.get(scope, 0) - self.spent.get(scope, 0),
-                calls=self.calls.get(scope, 0),
-            )
-            for scope in scopes
-        }
-
-
-def _summed(connection: BaseDatabaseWrapper, window: _Period) -> _Summed:
-    """Add up the journal for one window."""
-    summed = _Summed({}, {}, {}, {})
-    for entry in journals.entries(connection, since=window.first_day, until=window.until):
-        it = entry.balances
-        keys = balance_keys(entry.charge, entry.category, entry.day)
-        scopes = [key.scope for key in keys if key.period is window.period]
-        for scope in scopes:
-            summed.add(scope, spent=it.spent_nanousd, held=it.held_nanousd, calls=it.calls)
-        if entry.row:
-            summed.open_rows[entry.row] = _open_row(it.held_nanousd, it.calls, scopes)
-    return summed
-
-
-def _open_row(amount: int, calls: int, scopes: Sequence[str]) -> str:
-    return json.dumps([str(amount), str(calls), list(scopes)])
-
-
-def _differences(
-    connection: BaseDatabaseWrapper, window: _Period, kept: _Summed, summed: _Summed
-) -> list[Difference]:
-    """Compare a hash that was held still with a journal that went on.
-
-    Rows that are on their way are seen as the journal sees them: those that it has closed are
-    closed, and those that Redis was not asked about yet are left out.
-    """
-    on_their_way = [row for row in kept.open_rows if row not in summed.open_rows]
-    rows = CallLog.objects.using(connection.alias).filter(pk__in=on_their_way)
-    closed = {
-        pk: (status, cost or 0)
-        for pk, status, cost in retry(
-            connection, lambda: list(rows.values_list("pk", "status", "cost_nanousd"))
-        )
-    }
-    for row in on_their_way:
-        amount, calls, scopes, *_ = json.loads(kept.open_rows[row])
-        status, cost = closed.get(row, (Status.RELEASED, 0))
-        gone = int(calls) if status == Status.RELEASED else 0
-        for scope in scopes:
-            kept.add(scope, spent=cost, held=-int(amount), calls=-gone)
-    for row in summed.open_rows.keys() - kept.open_rows.keys():
-        amount, calls, scopes = json.loads(summed.open_rows[row])
-        for scope in scopes:
-            summed.add(scope, held=-int(amount), calls=-int(calls))
-    ours, theirs, nothing = kept.balances(), summed.balances(), Balances()
-    return [
-        Difference(
-            key=BalanceKey(scope, window.period, window.first_day),
-            kept=ours.get(scope, nothing),
-            journal=theirs.get(scope, nothing),
-        )
-        for scope in sorted({*ours, *theirs})
-        if ours.get(scope, nothing) != theirs.get(scope, nothing)
-    ]
-
-
-# The journal's rows
-
-
-def _write(connection: BaseDatabaseWrapper, attempt: Attempt, amounts: Amounts, note: str) -> int:
-    """Write the row of an attempt, once."""
-    tried = False
-
-    def step() -> int:
-        nonlocal tried
-        again, tried = tried, True
-        # A connection that was lost may have committed before.
-        row = journals.row_of(connection.alias, attempt) if again else None
-        if row is not None:
-            return row
-        rows = journal(connection)
-        # A statement by itself is a transaction, and half the way there and back.
-        with connection.cursor() as cursor:
-            return rows.write(cursor, rows.prepare(attempt, amounts), note)
-
-    return retry(connection, step)
-
-
-def _release(connection: BaseDatabaseWrapper, row: int, now: datetime) -> None:
-    """Close the row of a call that was not sent, for want of Redis."""
-    settlement = replace(_UNSENT, error="ledger unavailable")
-    with suppress(LedgerUnavailable):  # the tick releases it
-        retry(connection, lambda: _close(connection, row, settlement, now))
-
-
-def _delete(connection: BaseDatabaseWrapper, row: int) -> None:
-    """Delete the row of a call that was refused in the race: it never was one."""
-    rows = CallLog.objects.using(connection.alias).filter(pk=row, status=Status.RESERVED)
-    with suppress(LedgerUnavailable):  # the tick releases it
-        retry(connection, lambda: rows._raw_delete(connection.alias))
-
-
-def _close(
-    connection: BaseDatabaseWrapper, row: int, settlement: Settlement, now: datetime
-) -> bool:
-    """Close an open row; say whether it was open."""
-    with connection.cursor() as cursor:
-        return journal(connection).close(cursor, row, settlement, now, Status.RESERVED)
-
-
-def _write_truth(
-    connection: BaseDatabaseWrapper, row: int, settlement: Settlement, now: datetime
-) -> None:
-    """Write over an estimate what the call cost in truth."""
-    with connection.cursor() as cursor:
-        journal(connection).close(cursor, row, settlement, now, Status.ESTIMATED)
-
-
-def _write_windows(
-    connection: BaseDatabaseWrapper,
-    window: _Period,
-    balances: Mapping[str, Balances],
-    refused: Mapping[str, int],
-) -> None:
-    """Bring the rows of one window to what Redis holds."""
-    rows = SpendWindow.objects.using(connection.alias)
-
-    def step() -> None:
-        there = {
-            row.scope: row for row in rows.filter(period=window.period, first_day=window.first_day)
-        }
-        changed = []
-        for scope in {*balances, *refused}:
-            row = there.get(scope) or SpendWindow(
-                scope=scope, period=window.period, first_day=window.first_day
-            )
-            it = balances.get(scope, Balances())
-            before = (row.spent_nanousd, row.held_nanousd, row.calls)
-            row.spent_nanousd, row.held_nanousd, row.calls = (
-                it.spent_nanousd,
-                it.held_nanousd,
-                it.calls,
-            )
-            row.refused += refused.get(scope, 0)
-            if before != (row.spent_nanousd, row.held_nanousd, row.calls) or refused.get(scope):
-                changed.append(row)
-        targets = ["key"] if connection.features.supports_update_conflicts_with_target else None
-        with transaction.atomic(using=connection.alias):
-            rows.bulk_create(
-                changed,
-                update_conflicts=True,
-                update_fields=["spent_nanousd", "held_nanousd", "calls", "refused"],
-                unique_fields=targets,
-                batch_size=500,
-            )
-
-    retry(connection, step)
-
-
-# What travels to the scripts and back
-
-
-def _asked(limits: Sequence[Limit | Bucket], amounts: Amounts) -> _Asked:
-    by_period: dict[_Period, list[Limit]] = {}
-    buckets = [limit for limit in limits if isinstance(limit, Bucket)]
-    for limit in limits:
-        if isinstance(limit, Limit):
-            key = limit.key
-            by_period.setdefault(_Period(key.period, key.first_day), []).append(limit)
-    windows = sorted(by_period)
-    checks = [[it for it in by_period[window] if it.amount is not None] for window in windows]
-    asked = {
-        "amount": str(amounts.nanousd),
-        "calls": str(amounts.calls),
-        "windows": [
-            {
-                "scopes": list(dict.fromkeys(limit.scope for limit in by_period[window])),
-                "checks": [_check_json(limit, amounts) for limit in limited],
-            }
-            for window, limited in zip(windows, checks, strict=True)
-        ],
-        "buckets": [_bucket_json(bucket, bucket.takes(amounts)) for bucket in buckets],
-    }
-    return _Asked(periods=windows, buckets=buckets, checks=checks, json=json.dumps(asked))
-
-
-def _check_json(limit: Limit, amounts: Amounts) -> list[Any]:
-    amount = limit.amount or 0
-    money = limit.measure is Measure.NANOUSD
-    requested = amounts.nanousd if money else amounts.calls
-    field = f"{'t' if money else 'c'} {limit.scope}"
-    return [field, str(amount - requested), str(amount), int(limit.enforce)]
-
-
-def _bucket_json(bucket: Bucket, wanted: int) -> dict[str, int]:
-    amount = _exact(bucket)
-    return {
-        "wanted": wanted * bucket.milliseconds,
-        "amount": amount,
-        "full": amount * bucket.milliseconds,
-        "enforced": int(bucket.enforce),
-    }
-
-
-def _exact(bucket: Bucket) -> int:
-    """Return a bucket's amount, or the most that Lua can count exactly."""
-    return min(bucket.amount, _LARGEST // (2 * bucket.milliseconds))
-
-
-def _breach(found: Sequence[Any], asked: _Asked, amounts: Amounts) -> Breach | None:
-    if found[0] == "b":
-        bucket = asked.buckets[int(found[1]) - 1]
-        return bucket_breach(bucket, bucket.takes(amounts), int(found[2]))
-    limit = asked.checks[int(found[1]) - 1][int(found[2]) - 1]
-    money = limit.measure is Measure.NANOUSD
-    requested = amounts.nanousd if money else amounts.calls
-    taken, spent, mine = int(found[3]), int(found[4]), int(found[5])
-    if mine:
-        taken -= requested
-    return Breach(limit=limit, requested=requested, taken=taken, held=taken - spent if money else 0)
-
-
-def _balances(spent: str | None, taken: str | None, calls: str | None) -> Balances:
-    booked = int(spent or 0)
-    return Balances(
-        spent_nanousd=booked, held_nanousd=int(taken or 0) - booked, calls=int(calls or 0)
-    )
-
-
-def _texts(answer: Any) -> Any:
-    if isinstance(answer, (list, tuple)):
-        return [_texts(each) for each in answer]
-    return _text(answer) if isinstance(answer, bytes) else answer
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _milliseconds(at: datetime) -> int:
-    return int(at.timestamp() * 1000)
-
-
-@functools.lru_cache(maxsize=16)
-def _source(name: str) -> str:
-    folder = resources.files("ai_budget.ledger") / "lua"
-    return "".join((folder / f"{part}.lua").read_text() for part in ("prelude", name))
+def _moment(seconds: Any, microseconds: Any) -> datetime:
+    """Return the server's time."""
+    return datetime.fromtimestamp(int(seconds), UTC) + timedelta(microseconds=int(microseconds))

@@ -20,6 +20,7 @@ from django.utils.translation import gettext as _
 
 from ai_budget import periods
 from ai_budget.conf import conf
+from ai_budget.exceptions import LedgerUnavailable
 from ai_budget.ledger import base as ledgers
 from ai_budget.models import CallLog, FeatureBudget, LimitOverride, SpendWindow
 from ai_budget.periods import Period
@@ -426,22 +427,24 @@ def balances_today_and_month(
 ) -> dict[str, BudgetUse]:
     """Return what each budget has taken of its daily and monthly limit, by its name.
 
-    One query for the balances and one for the overrides, however many budgets.
+    One query for the balances and one for the overrides, however many budgets. Where the
+    ledger does not answer, the balances are those that ``ai_budget_tick`` copied last: a
+    feature can be paused just then.
     """
     alias = using or conf.LEDGER_DATABASE
     at, zone = periods.now(), conf.TIME_ZONE
     today, month = periods.day(at, zone), periods.month(at, zone)
-    balances = {
-        (key.scope, key.period): balance
-        for key, balance in ledgers.current()
-        .balances(
-            BalanceKey(scope, window.period, window.first_day)
-            for budget in budgets
-            for scope in _scopes(budget)
-            for window in (today, month)
-        )
-        .items()
-    }
+    keys = [
+        BalanceKey(scope, window.period, window.first_day)
+        for budget in budgets
+        for scope in _scopes(budget)
+        for window in (today, month)
+    ]
+    try:
+        live = ledgers.current().balances(keys)
+    except LedgerUnavailable:
+        live = _copied(keys, alias)
+    balances = {(key.scope, key.period): balance for key, balance in live.items()}
     overrides = list(
         LimitOverride.objects.using(alias).filter(
             budget__in=[budget.pk for budget in budgets], until__gt=at
@@ -540,6 +543,20 @@ def _scopes(budget: FeatureBudget) -> list[str]:
     if budget.is_site:
         return [SITE]
     return [_FEATURE + budget.name, f"category:{budget.name}"]
+
+
+def _copied(keys: Iterable[BalanceKey], alias: str) -> dict[BalanceKey, Balances]:
+    """Return the balances as the database has them."""
+    by_row = {SpendWindow.key_for(key.scope, key.period, key.first_day): key for key in keys}
+    return {
+        by_row[row.pk]: Balances(
+            spent_nanousd=row.spent_nanousd,
+            held_nanousd=row.held_nanousd,
+            calls=row.calls,
+            refused=row.refused,
+        )
+        for row in SpendWindow.objects.using(alias).filter(pk__in=by_row)
+    }
 
 
 def _use(

@@ -12,6 +12,7 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from pytest_django import Settings
 
 from ai_budget.admin import FeatureBudgetAdmin
 from ai_budget.admin.amounts import bar, exact_usd, milliseconds, price, trimmed
@@ -502,3 +503,37 @@ def test_quotas_are_found_by_user_in_the_same_queries_for_any_number(root: Clien
         UserQuotaFactory.create(user=anna, feature=FeatureBudgetFactory.create())
 
     assert queries() == few
+
+
+# While Redis is away ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def redis_is_away(settings: Settings) -> None:
+    settings.AI_BUDGET = {
+        "LEDGER": "ai_budget.ledger.redis.RedisLedger",
+        "LEDGER_REDIS_URL": "redis://127.0.0.1:9/0",  # where nothing listens
+    }
+
+
+@pytest.mark.usefixtures("redis_is_away")
+def test_while_redis_is_away_the_pages_show_what_was_copied_last(root: Client) -> None:
+    chat = FeatureBudgetFactory.create(name="chat", daily_limit_usd=2)
+    SpendWindowFactory.create(scope="feature:chat", spent_nanousd=DOLLAR)
+
+    pages = [root.get(CHANGELIST), root.get(change_url(chat))]
+
+    assert [page.status_code for page in pages] == [200, 200]
+    assert all("$1.00" in page.content.decode() for page in pages)
+
+
+@pytest.mark.usefixtures("redis_is_away")
+def test_while_redis_is_away_a_feature_can_be_paused(root: Client) -> None:
+    chat = FeatureBudgetFactory.create(name="chat")
+    search = FeatureBudgetFactory.create(name="search")
+
+    save(root, change_url(chat), name="chat", enabled="")
+    action = root.post(CHANGELIST, {"action": "pause", "_selected_action": [search.pk]})
+
+    assert action.status_code == 302
+    assert not FeatureBudget.objects.filter(enabled=True).exists()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from io import StringIO
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 
 from ai_budget import periods
 from ai_budget.exceptions import LedgerUnavailable
@@ -29,6 +29,13 @@ def tick(verbosity: int = 1) -> str:
     out = StringIO()
     call_command("ai_budget_tick", stdout=out, verbosity=verbosity)
     return out.getvalue()
+
+
+def failing(error: Exception) -> Callable[[DatabaseLedger], None]:
+    def fail(self: DatabaseLedger) -> None:
+        raise error
+
+    return fail
 
 
 def test_what_is_overdue_is_booked() -> None:
@@ -84,16 +91,58 @@ def test_buckets_that_have_long_been_full_are_dropped() -> None:
 def test_what_is_overdue_is_booked_before_anything_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def unavailable(self: DatabaseLedger) -> None:
-        raise LedgerUnavailable
-
-    monkeypatch.setattr(DatabaseLedger, "tidy", unavailable)
+    monkeypatch.setattr(DatabaseLedger, "tidy", failing(LedgerUnavailable("Away.")))
     reserve([limit(None)])
 
-    with pytest.raises(LedgerUnavailable):
+    with pytest.raises(CommandError, match=r"^Away\.$"):
         tick()
 
     assert CallLog.objects.get().status == "estimated"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(LedgerUnavailable("Away."), CommandError), (ValueError("a fault"), ValueError)],
+)
+def test_a_call_that_cannot_be_booked_keeps_nothing_else_from_being_done(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, told: type[Exception]
+) -> None:
+    monkeypatch.setattr(DatabaseLedger, "settle_overdue", failing(error))
+    ledgers.current().take([bucket(1)], at=NOON - timedelta(days=3))
+
+    with pytest.raises(told, match=str(error)):
+        tick()
+
+    assert not RateBucket.objects.exists()
+
+
+def test_all_that_could_not_be_done_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DatabaseLedger, "settle_overdue", failing(LedgerUnavailable("Away.")))
+    monkeypatch.setattr(DatabaseLedger, "tidy", failing(LedgerUnavailable("Still away.")))
+
+    with pytest.raises(CommandError, match=r"^Away\. Still away\.$") as caught:
+        tick()
+
+    assert caught.value.returncode == 2
+
+
+def test_the_calls_that_were_booked_are_told_though_one_could_not_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results = iter([2])
+
+    def booked(self: DatabaseLedger) -> int:
+        for result in results:
+            return result
+        raise LedgerUnavailable("Away.")
+
+    monkeypatch.setattr(DatabaseLedger, "settle_overdue", booked)
+    out = StringIO()
+
+    with pytest.raises(CommandError):
+        call_command("ai_budget_tick", stdout=out)
+
+    assert out.getvalue() == "2 overdue calls settled at their bound.\n"
 
 
 def test_a_second_run_changes_nothing() -> None:

@@ -19,7 +19,14 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SETTING = re.compile(r"`([A-Z][A-Z_]{2,})`")
-NOT_SETTINGS = {"ANTHROPIC_API_KEY", "ATOMIC_REQUESTS", "AI_BUDGET"}
+NOT_SETTINGS = {
+    "AI_BUDGET",
+    "ANTHROPIC_API_KEY",  # of the environment
+    "ATOMIC_REQUESTS",  # Django's, of a database
+    "KEY_PREFIX",  # Django's, of a cache
+    "REMOTE_ADDR",  # a request's
+    "FLUSHALL",  # a command of Redis
+}
 
 
 def _text(*parts: str) -> str:

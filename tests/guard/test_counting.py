@@ -228,6 +228,34 @@ def test_a_limit_that_no_count_would_change_refuses_at_once(
     assert refusals() == {"feature:chat": 1}
 
 
+def test_a_prompt_that_would_not_fit_by_a_hopeful_count_is_refused_at_once(
+    api: AnthropicSimulator, client: anthropic.Anthropic
+) -> None:
+    """A flood of calls over the limit makes no flood of requests."""
+    limit: dict[str, Any] = {"daily_limit_usd": Decimal("0.00004")}
+    with override_budget("another", **limit):
+        ai_budget.ask("Hello", feature="another", max_tokens=50)
+    assert paths(api) == COUNTED
+    api.reset()
+
+    with override_budget("chat", **limit), pytest.raises(ai_budget.BudgetExceeded):
+        client.messages.create(**ASKED)
+
+    assert api.requests == []
+
+
+def test_the_bytes_of_a_file_say_nothing_of_its_tokens(
+    api: AnthropicSimulator, client: anthropic.Anthropic
+) -> None:
+    source = {"type": "base64", "media_type": "application/pdf", "data": "A" * 400_000}
+    content = [{"type": "document", "source": source}, {"type": "text", "text": "Sum it up"}]
+
+    with override_budget("chat", daily_limit_usd=Decimal("0.001")):
+        client.messages.create(**{**ASKED, "messages": [{"role": "user", "content": content}]})
+
+    assert paths(api) == COUNTED
+
+
 def test_a_quota_of_calls_refuses_at_once(api: AnthropicSimulator) -> None:
     UserQuota.objects.create(daily_calls=0)
 
@@ -241,7 +269,7 @@ def test_a_prompt_that_is_too_long_by_its_count_is_refused_once(
     api: AnthropicSimulator, client: anthropic.Anthropic
 ) -> None:
     with (
-        override_budget("chat", daily_limit_usd=Decimal("0.00004")),
+        override_budget("chat", daily_limit_usd=Decimal("0.00007")),
         pytest.raises(ai_budget.BudgetExceeded) as caught,
     ):
         client.messages.create(**ASKED)

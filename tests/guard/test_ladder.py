@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import anthropic
 import pytest
-from django.conf import settings
+from django.conf import settings as django_settings
 from django.core.cache.backends.base import BaseCache
 from django.test import override_settings
+from pytest_django import Settings
 
 import ai_budget
 from ai_budget.models import CallLog, UserQuota
 from ai_budget.signals import call_downgraded
-from ai_budget.testing import AnthropicSimulator, Reply, override_budget
+from ai_budget.testing import AnthropicSimulator, Reply, freeze, override_budget
 from tests.guard.books import assert_balanced, bill, in_db, rows
 
 pytestmark = pytest.mark.django_db
@@ -248,7 +250,7 @@ def test_a_cache_that_is_away_neither_refuses_a_call_nor_loses_its_booking(
     caplog: pytest.LogCaptureFixture,
     streamed: bool,
 ) -> None:
-    away = {**settings.CACHES["default"], "BACKEND": f"{__name__}.AbsentCache"}
+    away = {**django_settings.CACHES["default"], "BACKEND": f"{__name__}.AbsentCache"}
 
     with (
         override_settings(CACHES={"default": away}),
@@ -345,6 +347,52 @@ def test_a_users_quota_is_enforced_in_shadow_mode(api: AnthropicSimulator) -> No
         pytest.raises(ai_budget.QuotaExceeded),
     ):
         ai_budget.ask("Hello", feature="chat", subject="acme")
+
+
+# While Redis is away
+
+REDIS_AWAY = {
+    "LEDGER": "ai_budget.ledger.redis.RedisLedger",
+    "LEDGER_REDIS_URL": "redis://127.0.0.1:9/0",  # where nothing listens
+}
+
+
+def test_while_redis_is_away_a_call_that_is_let_through_keeps_its_model(
+    api: AnthropicSimulator, settings: Settings
+) -> None:
+    settings.AI_BUDGET = {**settings.AI_BUDGET, **REDIS_AWAY, "ON_LEDGER_FAILURE": "allow"}
+
+    with override_budget("chat", daily_limit_usd=1, rungs=LADDER):
+        answer = ai_budget.ask("Hello", feature="chat", model=OPUS)
+
+    assert (answer.model, answer.downgraded) == (OPUS, False)
+    assert last().decision == "unchecked; ladder not read"
+    assert last().cost_nanousd == bill(api)[-1]
+
+
+def test_while_redis_is_away_a_feature_with_a_ladder_is_refused_by_default(
+    api: AnthropicSimulator, settings: Settings
+) -> None:
+    settings.AI_BUDGET = {**settings.AI_BUDGET, **REDIS_AWAY}
+
+    with (
+        override_budget("chat", daily_limit_usd=1, rungs=LADDER),
+        pytest.raises(ai_budget.LedgerUnavailable),
+    ):
+        ai_budget.ask("Hello", feature="chat", model=OPUS)
+
+    assert api.requests == []
+
+
+def test_while_redis_is_away_nothing_is_estimated_without_the_ladder(settings: Settings) -> None:
+    settings.AI_BUDGET = {**settings.AI_BUDGET, **REDIS_AWAY}
+
+    with (
+        freeze(datetime(2026, 5, 4, 12, tzinfo=UTC)),  # by a clock that needs no Redis
+        override_budget("chat", daily_limit_usd=1, rungs=LADDER),
+        pytest.raises(ai_budget.LedgerUnavailable),
+    ):
+        ai_budget.estimate("Hello", feature="chat", model=OPUS)
 
 
 # Windows

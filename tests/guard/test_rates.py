@@ -28,9 +28,7 @@ ASKED: dict[str, Any] = {
     "max_tokens": 50,
     "messages": [{"role": "user", "content": "Hello there"}],
 }
-REQUESTS = "anthropic-ratelimit-requests-remaining"
-TOKENS = "anthropic-ratelimit-tokens-remaining"
-INPUT_TOKENS = "anthropic-ratelimit-input-tokens-remaining"
+REQUESTS, TOKENS, INPUT_TOKENS = "requests", "tokens", "input-tokens"
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +49,12 @@ def settled() -> Iterator[list[Settlement]]:
     call_settled.connect(listen)
     yield booked
     call_settled.disconnect(listen)
+
+
+def left(remaining: Any, of: str, limit: Any = 4_000) -> dict[str, str]:
+    """The headers that say how much is left of one of Anthropic's limits."""
+    name = f"anthropic-ratelimit-{of}"
+    return {f"{name}-limit": str(limit), f"{name}-remaining": str(remaining)}
 
 
 def ask(**who: Any) -> ai_budget.Answer:
@@ -206,7 +210,7 @@ def test_an_answer_tells_what_is_left_of_the_organisations_limits(
     settled: list[Settlement],
     streamed: bool,
 ) -> None:
-    api.enqueue(Reply(headers={REQUESTS: "7", TOKENS: "900", INPUT_TOKENS: "100"}))
+    api.enqueue(Reply(headers=left(7, REQUESTS) | left(900, TOKENS) | left(100, INPUT_TOKENS)))
 
     answer = client.messages.create(**ASKED, stream=streamed)
     if streamed:
@@ -228,7 +232,7 @@ def test_a_level_is_as_old_as_its_answer(
 
     now = [100.0]
     monkeypatch.setattr(periods, "monotonic", lambda: now[0])
-    api.enqueue(Reply(headers={REQUESTS: "7"}))
+    api.enqueue(Reply(headers=left(7, REQUESTS)))
 
     stream = client.messages.create(**ASKED, stream=True)
     now[0] += 2.5
@@ -242,7 +246,7 @@ def test_a_level_is_as_old_as_its_answer(
 def test_a_refusal_of_the_api_tells_it_too(
     api: AnthropicSimulator, settled: list[Settlement]
 ) -> None:
-    api.enqueue(Fail(status=429, headers={REQUESTS: "0"}))
+    api.enqueue(Fail(status=429, headers=left(0, REQUESTS)))
 
     with pytest.raises(anthropic.RateLimitError):
         ai_budget.client(max_retries=0).messages.create(**ASKED)
@@ -259,7 +263,7 @@ def test_a_refusal_of_the_api_tells_it_too(
 def test_where_only_input_is_told_it_stands_for_the_tokens(
     api: AnthropicSimulator, settled: list[Settlement]
 ) -> None:
-    api.enqueue(Fail(status=429, headers={INPUT_TOKENS: "55"}))
+    api.enqueue(Fail(status=429, headers=left(55, INPUT_TOKENS)))
 
     with pytest.raises(anthropic.RateLimitError):
         ai_budget.client(max_retries=0).messages.create(**ASKED)
@@ -270,10 +274,24 @@ def test_where_only_input_is_told_it_stands_for_the_tokens(
 
 
 @pytest.mark.parametrize("said", ["", "-1", "many", "1e3", "٣"])
+@pytest.mark.parametrize("is_limit", [True, False])
 def test_what_is_no_number_is_not_heard(
-    api: AnthropicSimulator, settled: list[Settlement], said: str
+    api: AnthropicSimulator, settled: list[Settlement], said: str, is_limit: bool
 ) -> None:
-    api.enqueue(Fail(status=429, headers={REQUESTS: said}))
+    headers = left(5, REQUESTS, limit=said) if is_limit else left(said, REQUESTS)
+    api.enqueue(Fail(status=429, headers=headers))
+
+    with pytest.raises(anthropic.RateLimitError):
+        ai_budget.client(max_retries=0).messages.create(**ASKED)
+
+    assert settled[0].levels == ()
+
+
+@pytest.mark.parametrize("name", ["limit", "remaining"])
+def test_half_of_what_there_is_to_tell_is_not_heard(
+    api: AnthropicSimulator, settled: list[Settlement], name: str
+) -> None:
+    api.enqueue(Fail(status=429, headers={f"anthropic-ratelimit-requests-{name}": "5"}))
 
     with pytest.raises(anthropic.RateLimitError):
         ai_budget.client(max_retries=0).messages.create(**ASKED)
@@ -283,8 +301,32 @@ def test_what_is_no_number_is_not_heard(
 
 def test_the_sites_rate_follows_what_anthropic_says_is_left(api: AnthropicSimulator) -> None:
     """Others may use the same key."""
-    api.enqueue(Reply(headers={REQUESTS: "0"}))
+    api.enqueue(Reply(headers=left(0, REQUESTS)))
     with override("*", requests_per_minute=1_000):
         ask()
+        with pytest.raises(ai_budget.RateLimited, match=r"limit of \*"):
+            ask()
+
+
+@pytest.mark.parametrize("of", [REQUESTS, TOKENS, INPUT_TOKENS])
+def test_the_smaller_limit_of_one_model_says_nothing_about_the_others(
+    api: AnthropicSimulator, of: str
+) -> None:
+    """Anthropic limits each model by itself, and the site's rate spans all of them."""
+    api.enqueue(Fail(status=429, headers=left(0, of, limit=99_999)))
+    with override("*", requests_per_minute=100_000, tokens_per_minute=100_000):
+        with pytest.raises(anthropic.RateLimitError):
+            ai_budget.client(max_retries=0).messages.create(**ASKED)
+        ask()
+
+    assert len(api.requests) == 2
+
+
+@pytest.mark.parametrize("of", [REQUESTS, TOKENS, INPUT_TOKENS])
+def test_a_limit_as_large_as_the_sites_rate_is_believed(api: AnthropicSimulator, of: str) -> None:
+    api.enqueue(Fail(status=429, headers=left(0, of, limit=100_000)))
+    with override("*", requests_per_minute=100_000, tokens_per_minute=100_000):
+        with pytest.raises(anthropic.RateLimitError):
+            ai_budget.client(max_retries=0).messages.create(**ASKED)
         with pytest.raises(ai_budget.RateLimited, match=r"limit of \*"):
             ask()

@@ -10,7 +10,7 @@ from django.db import connection
 from pytest_django import DjangoAssertNumQueries
 
 from ai_budget import periods
-from ai_budget.ledger.clock import CLOCK_SECONDS
+from ai_budget.ledger.clock import CLOCK_SECONDS, StoreClock
 from ai_budget.ledger.database import DatabaseLedger
 
 pytestmark = pytest.mark.django_db
@@ -148,22 +148,19 @@ def test_the_time_goes_forward(worker: Worker, ledger: DatabaseLedger) -> None:
     assert ledger.now() > first
 
 
-@needs_a_clock
 def test_a_reading_is_never_carried_on_from_the_moment_of_another(
-    worker: Worker, ledger: DatabaseLedger, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another thread reads the store while this one reckons: no half of each."""
-    ledger.now()
+    then = datetime(2026, 5, 4, 12, tzinfo=UTC)
+    clock = StoreClock(lambda: then)
+    clock.now()
     worker.pass_by(CLOCK_SECONDS - 1)
-    expected = ledger.now()
-    (clock,) = ledger._clocks.values()
 
     def overtaken() -> float:
-        monkeypatch.setattr(periods, "monotonic", worker.monotonic)
-        store_at = expected + timedelta(hours=5)
-        clock._reading = (worker.running, store_at, worker.now())
+        clock._reading = (worker.running, then + timedelta(hours=5), worker.now())
         return worker.running
 
     monkeypatch.setattr(periods, "monotonic", overtaken)
 
-    assert ledger.now() == expected
+    assert clock.now() == then + timedelta(seconds=CLOCK_SECONDS - 1)

@@ -5,6 +5,7 @@ What every ledger has in common is tested for it, too, in a run of the suite of 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,7 +27,8 @@ from ai_budget.exceptions import (
 )
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger import journal as journals
-from ai_budget.ledger.redis import UNCHECKED, RedisLedger, _Period
+from ai_budget.ledger.redis import UNCHECKED, RedisLedger
+from ai_budget.ledger.redis_hashes import Hash, compare
 from ai_budget.models import CallLog, SpendWindow
 from ai_budget.policy.limits import Quota
 from ai_budget.testing import freeze
@@ -333,6 +335,18 @@ def test_a_bucket_in_shadow_mode_builds_up_no_debt(ledger: RedisLedger) -> None:
         reserve([limit(None), replace(shadow, enforce=True)], 1, at=later)
 
 
+def test_a_bucket_beyond_what_lua_counts_lets_no_money_pass(ledger: RedisLedger) -> None:
+    huge = Bucket(scope="*", measure=Measure.TOKENS, amount=10**11)
+    limits: list[Limit | Bucket] = [*limits_of(CHAT, daily=100), huge]
+    level = Level(measure=Measure.TOKENS, remaining=1000)
+    settle(reserve(limits, 10, tokens=5), settled(10, tokens=5, levels=(level,)))
+    for _ in range(30):
+        with suppress(BudgetExceeded, RateLimited):
+            reserve(limits, 10, tokens=500)
+    assert kept().taken_nanousd <= 100
+    assert sum(row.reserved_nanousd for row in CallLog.objects.all()) <= 100
+
+
 def test_unused_tokens_come_back_and_levels_are_learned(ledger: RedisLedger) -> None:
     tokens = Bucket(scope="*", measure=Measure.TOKENS, amount=1000)
     first = reserve([limit(None, "*"), tokens], 1, tokens=900)
@@ -497,7 +511,7 @@ def test_a_worker_that_takes_long_keeps_its_claim(
     reserve(limits_of(CHAT), 10)
     server_lost_everything(ledger)
     states: list[str] = []
-    window = _Period(periods.Period.DAY, NOON.date())
+    window = Hash(periods.Period.DAY, NOON.date())
     real = journals.entries
 
     def slowly(*args: Any, **kwargs: Any) -> Any:
@@ -551,11 +565,11 @@ def test_a_row_that_was_never_admitted_is_released_by_the_tick(
             reserve(limits_of(CHAT), 10)
     with freeze(NOON + timedelta(hours=1)):
         assert ledger.settle_overdue() == 2
+        assert no_differences()
     first, second = CallLog.objects.order_by("id")
     assert (first.status, first.cost_nanousd) == (Status.ESTIMATED, 5)
     assert (second.status, second.cost_nanousd) == (Status.RELEASED, 0)
     assert kept() == Balances(spent_nanousd=5, calls=1)
-    assert no_differences()
 
 
 def test_what_is_held_for_a_closed_row_is_given_back_by_the_tick(
@@ -589,11 +603,10 @@ def test_a_late_settlement_corrects_the_estimate(ledger: RedisLedger) -> None:
 
 
 def test_a_worker_that_slept_between_journal_and_script_sends_nothing(
-    ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch
+    ledger: RedisLedger,
 ) -> None:
-    monkeypatch.setattr("ai_budget.ledger.redis.ASLEEP_SECONDS", -1.0)
     with pytest.raises(LedgerUnavailable, match="slept"):
-        reserve(limits_of(CHAT), 10)
+        reserve(limits_of(CHAT), 10, deadline=NOON)
     assert kept() == Balances()
     assert CallLog.objects.get().status == Status.RELEASED
 
@@ -695,7 +708,95 @@ def test_the_tick_counts_what_another_worker_let_through(server: RedisServer) ->
             ledgers.current().settle_overdue()
             assert row(flying).status == Status.ESTIMATED
             assert kept().spent_nanousd == 105
+            assert no_differences()
+
+
+def test_what_was_let_through_is_counted_although_the_setting_is_back(
+    server: RedisServer,
+) -> None:
+    address: dict[str, Any] = {"LEDGER_REDIS_URL": f"{server.url}?socket_timeout=0.2"}
+    limits = limits_of(CHAT, daily=100)
+    with using(ON_LEDGER_FAILURE="allow", **address):
+        reserve(limits, 10)
+        server.freeze()
+        settle(reserve(limits, 95), settled(90))
+        server.thaw()
+        the_ledger()._to_forget.clear()  # the worker is gone, and what it remembered
+    with using(**address):
+        ledgers.current().tidy()
+        ledgers.current().tidy()
+        assert kept() == Balances(spent_nanousd=90, held_nanousd=10, calls=2)
+        assert not SpendWindow.objects.filter(scope=UNCHECKED).exists()
+
+
+def test_a_call_that_redis_knows_of_after_all_fills_nothing_anew(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer was lost, so it passed unchecked, and was checked all the same."""
+    real = RedisLedger._take
+
+    def unheard(self: RedisLedger, *args: Any, row: str) -> str:
+        shadowed = real(self, *args, row=row)
+        if row:
+            raise LedgerUnavailable("the answer was lost")
+        return shadowed
+
+    with using(LEDGER_REDIS_URL=server.url, ON_LEDGER_FAILURE="allow"):
+        reserve(limits_of(CHAT), 1)
+        with monkeypatch.context() as patched:
+            patched.setattr(RedisLedger, "_take", unheard)
+            through = reserve(limits_of(CHAT), 10)
+        key = f"{the_ledger().prefix}:day:{NOON.date()}"
+        the_ledger().client.hset(key, "witness", "1")
+        settle(through, settled(4))
+        assert the_ledger().client.hexists(key, "witness")
+        assert kept() == Balances(spent_nanousd=4, held_nanousd=1, calls=2)
+
+
+# Comparing, and what admin sees -------------------------------------------------------------------
+
+
+def test_comparing_makes_nobody_wait(ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    flying = reserve(limits_of(CHAT), 10)
+    made: list[object] = []
+
+    def compared(*args: Any, **kwargs: Any) -> Any:
+        """The hash is read, and the journal is not yet."""
+        if not made:
+            settle(flying, settled(3))
+        made.append(reserve(limits_of(CHAT), 10))
+        settle(reserve(limits_of(CHAT), 10), settled(1))
+        return compare(*args, **kwargs)
+
+    monkeypatch.setattr("ai_budget.ledger.redis.compare", compared)
+    ticks = itertools.count()
+    with periods.override_clock(lambda: NOON + timedelta(milliseconds=next(ticks))):
         assert no_differences()
+    # A day and a month were looked at once each.
+    assert len(made) == 2
+    assert kept() == Balances(spent_nanousd=5, held_nanousd=20, calls=5)
+
+
+def test_refusals_are_shown_and_leave_balances_as_they_are(ledger: RedisLedger) -> None:
+    settle(reserve(limits_of(CHAT), 10), settled(4))
+    ledger.tidy()
+    server_lost_everything(ledger)
+    ledger.count_refusal([day_key()])
+    ledger.tidy()
+    window = SpendWindow.objects.get(scope="feature:chat", period="day")
+    assert (window.spent_nanousd, window.calls, window.refused) == (4, 1, 1)
+
+
+def test_a_damaged_balance_does_not_stop_the_tick(
+    ledger: RedisLedger, caplog: pytest.LogCaptureFixture
+) -> None:
+    reserve(limits_of(CHAT), 10)
+    ledger.count_refusal([day_key()])
+    ledger.client.hincrby(f"{ledger.prefix}:day:{NOON.date()}", "t feature:chat", -50)
+    ledger.tidy()
+    window = SpendWindow.objects.get(scope="feature:chat", period="day")
+    assert (window.held_nanousd, window.refused) == (0, 1)
+    assert "ai_budget_rebuild" in caplog.text
 
 
 # Inside the caller's transaction ------------------------------------------------------------------

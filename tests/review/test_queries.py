@@ -383,6 +383,11 @@ def test_the_number_of_queries_does_not_grow_with_the_rows(
         cost_report(october)
 
 
+REDIS_AWAY = {
+    "LEDGER": "ai_budget.ledger.redis.RedisLedger",
+    "LEDGER_REDIS_URL": "redis://127.0.0.1:9/0",  # where nothing listens
+}
+
 # The present ------------------------------------------------------------------------------------
 
 
@@ -434,6 +439,20 @@ def test_the_highest_override_in_force_raises_the_limit() -> None:
 
     assert (use.month.limit_nanousd, use.month.raised) == (20 * DOLLAR, True)
     assert (use.today.limit_nanousd, use.today.raised) == (None, False)
+
+
+@pytest.mark.parametrize("failing", ["refuse", "allow"])
+def test_while_redis_is_away_balances_are_those_that_the_tick_copied(
+    settings: Settings, failing: str
+) -> None:
+    chat = FeatureBudgetFactory.create(name="chat")
+    SpendWindowFactory.create(scope="feature:chat", spent_nanousd=7, held_nanousd=2)
+    settings.AI_BUDGET = {**REDIS_AWAY, "ON_LEDGER_FAILURE": failing}
+
+    use = balances_today_and_month([chat])["chat"]
+
+    assert (use.today.spent_nanousd, use.today.held_nanousd) == (7, 2)
+    assert use.month.spent_nanousd == 0
 
 
 def test_today_is_the_day_of_the_configured_zone(settings: Settings) -> None:

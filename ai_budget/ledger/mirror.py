@@ -1,0 +1,66 @@
+"""Balances that are kept elsewhere, copied to SpendWindow: admin and reports read them there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import date
+
+from django.db import transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ai_budget.ledger.connection import retry
+from ai_budget.models import SpendWindow
+from ai_budget.periods import Period
+from ai_budget.values import Balances
+
+log = logging.getLogger("ai_budget")
+
+
+def mirror(
+    connection: BaseDatabaseWrapper,
+    period: Period,
+    first_day: date,
+    *,
+    balances: Mapping[str, Balances],
+    refused: Mapping[str, int],
+) -> None:
+    """Bring the rows of one day or month to these balances, and add refusals, by scope.
+
+    A scope that has refusals alone keeps its balances as they are.
+    """
+    rows = SpendWindow.objects.using(connection.alias)
+
+    def step() -> None:
+        there = {row.scope: row for row in rows.filter(period=period, first_day=first_day)}
+        changed = []
+        for scope in {*balances, *refused}:
+            row = there.get(scope) or SpendWindow(scope=scope, period=period, first_day=first_day)
+            before = _state(row)
+            if scope in balances:
+                _put(row, balances[scope])
+            row.refused += refused.get(scope, 0)
+            if _state(row) != before:
+                changed.append(row)
+        targets = ["key"] if connection.features.supports_update_conflicts_with_target else None
+        with transaction.atomic(using=connection.alias):
+            rows.bulk_create(
+                changed,
+                update_conflicts=True,
+                update_fields=["spent_nanousd", "held_nanousd", "calls", "refused"],
+                unique_fields=targets,
+                batch_size=500,
+            )
+
+    retry(connection, step)
+
+
+def _state(row: SpendWindow) -> tuple[int, int, int, int]:
+    return row.spent_nanousd, row.held_nanousd, row.calls, row.refused
+
+
+def _put(row: SpendWindow, balance: Balances) -> None:
+    amounts = (balance.spent_nanousd, balance.held_nanousd, balance.calls)
+    if min(amounts) < 0:
+        log.error("The balance of %s is damaged: run ai_budget_rebuild.", row)
+    row.spent_nanousd, row.held_nanousd, row.calls = (max(0, amount) for amount in amounts)

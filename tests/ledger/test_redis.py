@@ -6,6 +6,7 @@ What every ledger has in common is tested for it, too, in a run of the suite of 
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from django.test import override_settings
 
 from ai_budget import periods
@@ -26,6 +27,7 @@ from ai_budget.exceptions import (
     RateLimited,
 )
 from ai_budget.ledger import base as ledgers
+from ai_budget.ledger import connection as connecting
 from ai_budget.ledger import journal as journals
 from ai_budget.ledger.redis import UNCHECKED, RedisLedger
 from ai_budget.ledger.redis_hashes import Hash, compare
@@ -41,6 +43,7 @@ from ai_budget.values import (
     Level,
     Limit,
     Measure,
+    Settlement,
     Status,
 )
 from tests.contention.redis_server import BINARY, RedisServer
@@ -797,6 +800,44 @@ def test_a_damaged_balance_does_not_stop_the_tick(
     window = SpendWindow.objects.get(scope="feature:chat", period="day")
     assert (window.held_nanousd, window.refused) == (0, 1)
     assert "ai_budget_rebuild" in caplog.text
+
+
+# Locks of others on the journal ------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no rows to lock")
+@pytest.mark.parametrize("settlement", [settled(4), estimated(10), RELEASED])
+def test_a_row_that_somebody_locks_is_not_waited_for_for_ever(
+    ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch, settlement: Settlement
+) -> None:
+    flying = reserve(limits_of(CHAT), 10)
+    shortest = "0.01" if connection.vendor == "postgresql" else 0
+    monkeypatch.setattr(connecting, "LOCK_TIMEOUT_SECONDS", shortest)
+    # Its statements were phrased with another patience.
+    connections["default"].__dict__.pop("_ai_budget_journal", None)
+    locked, done = threading.Event(), threading.Event()
+
+    def lock() -> None:
+        with transaction.atomic():
+            CallLog.objects.select_for_update().get(pk=flying.id)
+            locked.set()
+            done.wait(30)
+        connection.close()
+
+    thread = threading.Thread(target=lock)
+    thread.start()
+    try:
+        assert locked.wait(10)
+        with pytest.raises(LedgerUnavailable):
+            settle(flying, settlement)
+    finally:
+        done.set()
+        thread.join()
+        connections["default"].__dict__.pop("_ai_budget_journal", None)
+    settle(flying, settlement)
+    assert kept().held_nanousd == 0
+    assert no_differences()
 
 
 # Inside the caller's transaction ------------------------------------------------------------------

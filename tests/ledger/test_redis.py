@@ -510,7 +510,7 @@ def test_a_claim_whose_worker_died_is_taken_over(ledger: RedisLedger) -> None:
 def test_a_worker_that_takes_long_keeps_its_claim(
     ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ai_budget.ledger.redis.CLAIM_SECONDS", 0.15)
+    monkeypatch.setattr("ai_budget.ledger.redis.CLAIM_SECONDS", 0.9)
     reserve(limits_of(CHAT), 10)
     server_lost_everything(ledger)
     states: list[str] = []
@@ -518,14 +518,14 @@ def test_a_worker_that_takes_long_keeps_its_claim(
     real = journals.entries
 
     def slowly(*args: Any, **kwargs: Any) -> Any:
-        end = time.monotonic() + 0.4
+        end = time.monotonic() + 2
         while time.monotonic() < end:
             states.append(ledger._claim(window, "another", "missing"))
             time.sleep(0.02)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(journals, "entries", slowly)
-    ledger._load(window, give_up=time.monotonic() + 5)
+    ledger._load(window, give_up=time.monotonic() + 30)
     assert set(states) == {"wait"}
     assert kept() == Balances(held_nanousd=10, calls=1)
 
@@ -659,7 +659,8 @@ def test_a_redis_that_hangs_is_waited_for_no_longer_than_configured(server: Redi
         start = time.monotonic()
         with pytest.raises(LedgerUnavailable):
             reserve(limits_of(CHAT), 10)
-        assert time.monotonic() - start < 0.9
+        # One command waits, and none after it.
+        assert time.monotonic() - start < 2
         server.thaw()
         reserve(limits_of(CHAT), 10)
 

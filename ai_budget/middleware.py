@@ -30,6 +30,7 @@ from ai_budget.exceptions import (
     RateLimited,
 )
 from ai_budget.guard.charge import charge, current_level, exchange_levels
+from ai_budget.scopes import OF_CALLERS
 
 _LEDGER_RETRY_SECONDS = 30
 
@@ -144,7 +145,7 @@ def _is_of_caller(error: LimitReached) -> bool:
     return isinstance(error, QuotaExceeded) or error.scope.startswith(_SCOPES_OF_CALLERS)
 
 
-_SCOPES_OF_CALLERS = ("user:", "subject:", "view:")
+_SCOPES_OF_CALLERS = (*OF_CALLERS, "view:")
 
 
 def _type(error: AIBudgetError) -> str:

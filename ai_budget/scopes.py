@@ -4,3 +4,6 @@ from __future__ import annotations
 
 SITE = "*"
 """The name of the budget that spans every feature."""
+
+OF_CALLERS = ("user:", "subject:")
+"""How the scopes of quotas begin: of one user or subject, in all features or in one."""

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 
 from django.core.signals import setting_changed
 from django.db import connections
@@ -15,13 +16,16 @@ from django.utils.module_loading import import_string
 from ai_budget.conf import conf
 from ai_budget.exceptions import (
     BudgetExceeded,
+    LedgerUnavailable,
     LimitReached,
     QuotaExceeded,
     RateLimited,
     Refusal,
 )
-from ai_budget.ledger.connection import ensure_durable
-from ai_budget.scopes import SITE
+from ai_budget.ledger import journal as journals
+from ai_budget.ledger.connection import ensure_durable, retry
+from ai_budget.models import CallLog
+from ai_budget.scopes import OF_CALLERS, SITE
 from ai_budget.values import (
     Amounts,
     Attempt,
@@ -95,9 +99,26 @@ class Ledger(ABC):
     def count_refusal(self, keys: Iterable[BalanceKey]) -> None:
         """Count one refused call, without a row of its own."""
 
-    @abstractmethod
     def settle_overdue(self, *, most: int = 1_000) -> int:
-        """Book reservations past their deadline at their bound; return how many."""
+        """Book reservations past their deadline at their bound; return how many.
+
+        One that will not settle holds up no other; raises ``LedgerUnavailable`` if none will.
+        """
+        now = self.now()
+        find = partial(journals.overdue, self.alias, now, most=most)
+        settled, failure = 0, None
+        for row in retry(connections[self.alias], find):
+            try:
+                self._settle_overdue(row)
+                settled += 1
+            except LedgerUnavailable as error:
+                failure = error
+        if failure is not None and not settled:
+            raise failure
+        return settled
+
+    def _settle_overdue(self, row: CallLog) -> None:
+        self.settle(journals.reservation_of(row), journals.at_bound(row))
 
     @abstractmethod
     def differences(self, since: date) -> list[Difference]:
@@ -183,6 +204,11 @@ def breaches(
     return found
 
 
+def milliseconds(at: datetime) -> int:
+    """Return a moment as buckets count it: since 1970, in UTC."""
+    return int(at.timestamp() * 1000)
+
+
 def drained(bucket: Bucket, used: int, since_ms: int, now_ms: int) -> int:
     """Return what is still used of a bucket after some time.
 
@@ -243,7 +269,7 @@ def refusal(found: Sequence[Breach], at: datetime) -> LimitReached:
     error = _refusal(worst, at)
     if isinstance(worst.limit, Bucket):
         return RateLimited(error)
-    of_caller = error.scope.startswith(("user:", "subject:"))
+    of_caller = error.scope.startswith(OF_CALLERS)
     return QuotaExceeded(error) if of_caller else BudgetExceeded(error)
 
 

@@ -27,6 +27,7 @@ from ai_budget.ledger.base import (
     drained,
     enforced,
     given_back,
+    milliseconds,
 )
 from ai_budget.ledger.clock import StoreClock
 from ai_budget.ledger.connection import (
@@ -92,25 +93,11 @@ class DatabaseLedger(Ledger):
         windows = {limit.key for limit in limits if isinstance(limit, Limit)}
         # Fixed order, so that no two attempts wait for each other's rows.
         keys = tuple(sorted(windows, key=_primary_key))
-        tried = False
-
-        def step() -> Reservation:
-            nonlocal tried
-            again, tried = tried, True
-            # A connection that was lost may have committed before.
-            row = journals.row_of(connection.alias, attempt) if again else None
-            if row is None:
-                row = _creating_rows(
-                    connection,
-                    keys,
-                    buckets,
-                    lambda: self._reserve(connection, keys, buckets, limits, amounts, attempt),
-                )
-            return Reservation(
-                id=row, attempt=attempt, amounts=amounts, balances=keys, buckets=buckets
-            )
-
-        return retry(connection, step)
+        step = functools.partial(self._reserve, connection, keys, buckets, limits, amounts, attempt)
+        row = journals.write_once(
+            connection, attempt, lambda: _creating_rows(connection, keys, buckets, step)
+        )
+        return Reservation(id=row, attempt=attempt, amounts=amounts, balances=keys, buckets=buckets)
 
     def _reserve(
         self,
@@ -209,20 +196,6 @@ class DatabaseLedger(Ledger):
         with short_transaction(connection) as cursor:
             _statements(connection).count_refusal(cursor, keys)
 
-    def settle_overdue(self, *, most: int = 1_000) -> int:
-        now = self.now()
-        connection = connections[self.alias]
-        settled, failure = 0, None
-        for row in retry(connection, lambda: journals.overdue(self.alias, now, most=most)):
-            try:
-                self.settle(journals.reservation_of(row), journals.at_bound(row))
-                settled += 1
-            except LedgerUnavailable as error:
-                failure = error  # one row that will not settle holds up no other
-        if failure is not None and not settled:
-            raise failure
-        return settled
-
     def differences(self, since: date) -> list[Difference]:
         connection = connections[self.alias]
         ensure_durable(connection)
@@ -265,7 +238,7 @@ class DatabaseLedger(Ledger):
         """Do nothing: the connections are Django's."""
 
     def tidy(self) -> None:
-        full = _milliseconds(self.now() - _LONGEST_REFILL)
+        full = milliseconds(self.now() - _LONGEST_REFILL)
         connection = connections[self.alias]
         retry(connection, lambda: self._tidy(connection, full))
 
@@ -344,10 +317,6 @@ def _primary_key(key: BalanceKey) -> str:
 @functools.lru_cache(maxsize=4_096)
 def _bucket_key(bucket: Bucket) -> str:
     return RateBucket.key_for(bucket.scope, bucket.measure, bucket.seconds)
-
-
-def _milliseconds(at: datetime) -> int:
-    return int(at.timestamp() * 1000)
 
 
 # Statements
@@ -516,7 +485,7 @@ class _Statements:
         rows = {key: (used, at_ms) for key, used, at_ms in cursor.fetchall()}
         if len(rows) < len(keys):
             raise _RowsMissing
-        now = _milliseconds(at)
+        now = milliseconds(at)
         return {bucket: drained(bucket, *rows[_bucket_key(bucket)], now) for bucket in buckets}
 
     def fill_buckets(
@@ -544,7 +513,7 @@ class _Statements:
     def _write_bucket(self, cursor: Any, bucket: Bucket, used: int, at: datetime) -> None:
         # Clocks of attempts may arrive out of order; the bucket's goes forward only.
         later = "CASE WHEN at_ms > %s THEN at_ms ELSE %s END"
-        now = _milliseconds(at)
+        now = milliseconds(at)
         cursor.execute(
             f"{patience(self.connection)}UPDATE {self.buckets} SET used = %s, at_ms = {later} "
             f"WHERE {self.key} = %s",

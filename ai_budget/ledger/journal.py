@@ -7,7 +7,7 @@ all the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
@@ -207,28 +207,37 @@ _JOURNALED = _PREPARED | {
 """Columns that an attempt gives."""
 
 
-# Statements by themselves
+def write_once(connection: BaseDatabaseWrapper, attempt: Attempt, write: Callable[[], int]) -> int:
+    """Run what writes the row of an attempt until it is done; return the row's id.
 
-
-def insert_once(
-    connection: BaseDatabaseWrapper, attempt: Attempt, amounts: Amounts, note: str = ""
-) -> int:
-    """Write the row of an attempt, and return its id; once, however often it has to be tried."""
+    A connection that was lost may have committed before: then it is not written again.
+    """
     tried = False
 
     def step() -> int:
         nonlocal tried
         again, tried = tried, True
-        # A connection that was lost may have committed before.
         row = row_of(connection.alias, attempt) if again else None
-        if row is not None:
-            return row
+        return write() if row is None else row
+
+    return retry(connection, step)
+
+
+# Statements by themselves
+
+
+def insert(
+    connection: BaseDatabaseWrapper, attempt: Attempt, amounts: Amounts, note: str = ""
+) -> int:
+    """Write the row of an attempt by itself, once, and return its id."""
+
+    def write() -> int:
         rows = journal(connection)
         prepared = rows.prepare(attempt, amounts)
         with one_statement(connection) as cursor:
             return rows.write(cursor, prepared, note)
 
-    return retry(connection, step)
+    return write_once(connection, attempt, write)
 
 
 def close_open(
@@ -305,14 +314,19 @@ def overdue(alias: str, now: datetime, *, most: int) -> list[CallLog]:
 
 def reservation_of(row: CallLog) -> Reservation:
     """Rebuild a reservation from its journal, for a worker that died."""
-    charge = Charge(feature=row.feature_id, user_id=row.user_id, subject=row.subject)
     attempt: Any = None  # settling needs only what is below
     return Reservation(
         id=row.pk,
         attempt=attempt,
         amounts=Amounts(nanousd=row.reserved_nanousd, calls=row.counted),
-        balances=tuple(balance_keys(charge, row.category, row.day)),
+        balances=tuple(keys_of(row)),
     )
+
+
+def keys_of(row: CallLog) -> list[BalanceKey]:
+    """Return the balances that a row counts in."""
+    charge = Charge(feature=row.feature_id, user_id=row.user_id, subject=row.subject)
+    return balance_keys(charge, row.category, row.day)
 
 
 def at_bound(row: CallLog) -> Settlement:
@@ -337,6 +351,11 @@ class Entry:
     category: str
     row: int
     balances: Balances
+
+    @property
+    def keys(self) -> list[BalanceKey]:
+        """The balances that they count in."""
+        return balance_keys(self.charge, self.category, self.day)
 
 
 def entries(
@@ -396,7 +415,7 @@ def add_up(found: Iterable[Entry]) -> dict[BalanceKey, Balances]:
     totals: dict[BalanceKey, list[int]] = {}
     for entry in found:
         more = entry.balances
-        for key in balance_keys(entry.charge, entry.category, entry.day):
+        for key in entry.keys:
             total = totals.setdefault(key, [0, 0, 0])
             total[0] += more.spent_nanousd
             total[1] += more.held_nanousd

@@ -34,7 +34,7 @@ from ai_budget import periods
 from ai_budget.conf import conf
 from ai_budget.exceptions import CallInsideTransaction, LedgerUnavailable
 from ai_budget.ledger import journal as journals
-from ai_budget.ledger.base import Ledger, bucket_breach, enforced, given_back
+from ai_budget.ledger.base import Breach, Ledger, bucket_breach, enforced, given_back, milliseconds
 from ai_budget.ledger.clock import StoreClock
 from ai_budget.ledger.connection import patient_transaction, retry
 from ai_budget.ledger.mirror import mirror
@@ -47,7 +47,6 @@ from ai_budget.ledger.redis_wire import (
     breach_of,
     bucket_json,
     exact,
-    milliseconds,
     source,
     text,
     texts,
@@ -153,7 +152,7 @@ class RedisLedger(Ledger):
             if conf.ON_LEDGER_FAILURE != "allow":
                 raise
             return self._unchecked(connection, reservation)
-        row = journals.insert_once(connection, attempt, amounts, note)
+        row = journals.insert(connection, attempt, amounts, note)
         reservation = replace(reservation, id=row)
         try:
             shadowed = self._take(asked, amounts, attempt, row=str(reservation.id))
@@ -193,10 +192,7 @@ class RedisLedger(Ledger):
         now = str(milliseconds(attempt.reserved_at)) if periods.is_overridden() else ""
         answer = self._run_ready("take", asked.periods, keys, [row, now, asked.json])
         found = [breach_of(breach, asked, amounts) for breach in answer[1:]]
-        shadowed = enforced([breach for breach in found if breach is not None], attempt.reserved_at)
-        if answer[0] == "refused":
-            raise LedgerUnavailable("Redis refuses, and nobody can tell why.") from None
-        return shadowed
+        return _decided(answer[0], found, attempt.reserved_at)
 
     def _unchecked(self, connection: BaseDatabaseWrapper, reservation: Reservation) -> Reservation:
         """Let a call through that nobody has checked: its row tells, and Redis learns later."""
@@ -207,7 +203,7 @@ class RedisLedger(Ledger):
         else:
             decision = f"{UNCHECKED}; {reservation.attempt.decision}".strip("; ")
             noted = replace(reservation.attempt, decision=decision)
-            row = journals.insert_once(connection, noted, reservation.amounts)
+            row = journals.insert(connection, noted, reservation.amounts)
         self._mark_unchecked(connection, reservation.attempt.day)
         return replace(reservation, id=row, unchecked=True)
 
@@ -261,18 +257,12 @@ class RedisLedger(Ledger):
             return
         with suppress(LedgerUnavailable):
             for window in touched:
-                self._hold(window)
+                # A claim that is not renewed makes the hash unknown, whatever becomes of this.
+                self._claim(window, uuid.uuid4().hex, "anew", give_up=_patience())
         journals.correct_estimate(connection, row, settlement, now)
         self._to_forget.update(touched)
         with suppress(LedgerUnavailable):  # this worker's next call will, or the claims lapse
             self._forget()
-
-    def _hold(self, window: Hash) -> None:
-        """Claim a hash, whoever else does: a claim that is not renewed makes it unknown."""
-        give_up = periods.monotonic() + PATIENCE_SECONDS
-        token = uuid.uuid4().hex
-        while self._claim(window, token, "anew") != "go" and periods.monotonic() < give_up:
-            time.sleep(random.uniform(0.01, 0.05))
 
     def _give_back(
         self, touched: Sequence[Hash], reservation: Reservation, settlement: Settlement
@@ -310,27 +300,15 @@ class RedisLedger(Ledger):
         except LedgerUnavailable:
             return periods.now()
 
-    def settle_overdue(self, *, most: int = 1_000) -> int:
-        connection = connections[self.alias]
-        now = self.now()
-        rows = retry(connection, lambda: journals.overdue(self.alias, now, most=most))
-        settled, failure = 0, None
-        for row in rows:
-            reservation = journals.reservation_of(row)
-            try:
-                if UNCHECKED in row.decision:
-                    self.settle(replace(reservation, unchecked=True), journals.at_bound(row))
-                elif self._is_open(reservation):
-                    self.settle(reservation, journals.at_bound(row))
-                else:
-                    # Its worker died before it asked, so nothing was sent.
-                    self.settle(reservation, _UNSENT)
-                settled += 1
-            except LedgerUnavailable as error:
-                failure = error  # one row that will not settle holds up no other
-        if failure is not None and not settled:
-            raise failure
-        return settled
+    def _settle_overdue(self, row: CallLog) -> None:
+        reservation = journals.reservation_of(row)
+        if UNCHECKED in row.decision:
+            self.settle(replace(reservation, unchecked=True), journals.at_bound(row))
+        elif self._is_open(reservation):
+            self.settle(reservation, journals.at_bound(row))
+        else:
+            # Its worker died before it asked, so nothing was sent.
+            self.settle(reservation, _UNSENT)
 
     def _is_open(self, reservation: Reservation) -> bool:
         day = next(key for key in reservation.balances if key.period is Period.DAY)
@@ -347,7 +325,7 @@ class RedisLedger(Ledger):
         keys = [self._bucket_key(bucket) for bucket in buckets]
         answer = self._run("draw", keys, [now, json.dumps(asked)])
         found = [bucket_breach(buckets[int(which) - 1], 1, int(used)) for which, used in answer[1:]]
-        enforced([breach for breach in found if breach is not None], at)
+        _decided(answer[0], found, at)
 
     def count_refusal(self, keys: Iterable[BalanceKey]) -> None:
         refused = sorted(set(keys))
@@ -391,7 +369,7 @@ class RedisLedger(Ledger):
     ) -> list[Any]:
         """Run a script on windows that count; fill those that do not."""
         self._forget()
-        give_up = periods.monotonic() + PATIENCE_SECONDS
+        give_up = _patience()
         while True:
             answer: list[Any] = self._run(script, keys, args)
             if answer[0] != "unready":
@@ -403,28 +381,33 @@ class RedisLedger(Ledger):
         connection = connections[self.alias]
         self.ensure_durable()  # an old snapshot of a transaction must not decide
         token = uuid.uuid4().hex
-        while (state := self._claim(window, token, how)) != "ready":
-            if state == "go" and self._fill(connection, window, token):
+        while True:
+            state = self._claim(window, token, how, give_up=give_up)
+            if state == "ready" or (state == "go" and self._fill(connection, window, token)):
                 return
             if periods.monotonic() > give_up:
                 raise LedgerUnavailable(
                     "The balances in Redis are being filled from the journal; try again soon."
                 ) from None
-            time.sleep(random.uniform(0.01, 0.05))
 
-    def _claim(self, window: Hash, token: str, how: str) -> str:
+    def _claim(self, window: Hash, token: str, how: str, *, give_up: float) -> str:
+        """Claim a hash, and wait while somebody else has it; return what the script says last."""
         args = [token, how, str(int(CLAIM_SECONDS * 1000))]
-        return str(self._run("begin", [self._key(window)], args))
+        while True:
+            state = str(self._run("begin", [self._key(window)], args))
+            if state != "wait" or periods.monotonic() > give_up:
+                return state
+            time.sleep(random.uniform(0.01, 0.05))
 
     def _fill(self, connection: BaseDatabaseWrapper, window: Hash, token: str) -> bool:
         """Write what the journal says; say whether the claim held."""
         log.info("Filling the balances of %s in Redis from the journal.", window.first_day)
         with self._alive(window, token):
             summed = retry(connection, lambda: add_up(connection, window))
-            flat = [text for field in summed.fields().items() for text in field]
+            flat = [part for field in summed.fields().items() for part in field]
             for start in range(0, len(flat), 2 * _CHUNK):
-                part = flat[start : start + 2 * _CHUNK]
-                if self._run("load", [self._key(window)], [token, *part]) != "ok":
+                some = flat[start : start + 2 * _CHUNK]
+                if self._run("load", [self._key(window)], [token, *some]) != "ok":
                     return False
         return self._finish(window, token)
 
@@ -473,13 +456,13 @@ class RedisLedger(Ledger):
 
     def rebuild(self, since: date) -> list[Difference]:
         found = []
-        for window in self._live(since):
+        windows = self._live(since)
+        for window in windows:
             wrong = self._compared(window)
             if wrong:
-                give_up = periods.monotonic() + PATIENCE_SECONDS
-                self._load(window, give_up=give_up, how="anew")
+                self._load(window, give_up=_patience(), how="anew")
             found += wrong
-        self._mirror(self._live(since))
+        self._mirror(windows)
         return found
 
     def _live(self, since: date) -> list[Hash]:
@@ -508,11 +491,8 @@ class RedisLedger(Ledger):
     def _compared_still(self, connection: BaseDatabaseWrapper, window: Hash) -> list[Difference]:
         """Compare a hash while nobody takes from it: what is only on its way does not differ."""
         token = uuid.uuid4().hex
-        give_up = periods.monotonic() + PATIENCE_SECONDS
-        while (state := self._claim(window, token, "keep")) != "go":
-            if state == "missing" or periods.monotonic() > give_up:
-                return []
-            time.sleep(random.uniform(0.01, 0.05))
+        if self._claim(window, token, "keep", give_up=_patience()) != "go":
+            return []
         found: list[Difference] = []
         try:
             with self._alive(window, token):
@@ -653,6 +633,19 @@ class RedisLedger(Ledger):
                 f"The ledger's Redis did not answer ({type(error).__name__}). Nothing was sent "
                 "unless it was reserved before."
             ) from None
+
+
+def _patience() -> float:
+    """Return when to give up waiting that begins now, by the monotonic clock."""
+    return periods.monotonic() + PATIENCE_SECONDS
+
+
+def _decided(word: str, found: Iterable[Breach | None], at: datetime) -> str:
+    """Raise what a script refused for; return what shadow mode would have refused."""
+    shadowed = enforced([breach for breach in found if breach is not None], at)
+    if word == "refused":
+        raise LedgerUnavailable("Redis refuses, and nobody can tell why.") from None
+    return shadowed
 
 
 def _moment(seconds: Any, microseconds: Any) -> datetime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
@@ -14,8 +14,7 @@ from ai_budget.ledger import journal as journals
 from ai_budget.ledger.connection import one_moment
 from ai_budget.models import CallLog
 from ai_budget.periods import Period
-from ai_budget.policy.limits import balance_keys
-from ai_budget.values import BalanceKey, Balances, Charge, Difference, Status
+from ai_budget.values import BalanceKey, Balances, Difference, Status
 
 _LONGEST_FLIGHT = timedelta(days=3)
 """No call is on its way for longer, so those that ended after a moment are found by their time."""
@@ -31,6 +30,10 @@ class Hash:
     @property
     def until(self) -> date:
         return journals.day_after(BalanceKey("", self.period, self.first_day))
+
+    def scopes(self, keys: Iterable[BalanceKey]) -> list[str]:
+        """Return the scopes of those balances that are in this hash."""
+        return [key.scope for key in keys if key.period is self.period]
 
 
 @dataclass(slots=True)
@@ -85,16 +88,15 @@ def add_up(connection: BaseDatabaseWrapper, window: Hash) -> Summed:
     summed = Summed({}, {}, {}, {})
     for entry in journals.entries(connection, since=window.first_day, until=window.until):
         it = entry.balances
-        keys = balance_keys(entry.charge, entry.category, entry.day)
-        scopes = [key.scope for key in keys if key.period is window.period]
+        scopes = window.scopes(entry.keys)
         for scope in scopes:
             summed.add(scope, spent=it.spent_nanousd, held=it.held_nanousd, calls=it.calls)
         if entry.row:
-            summed.open_rows[entry.row] = open_row(it.held_nanousd, it.calls, scopes)
+            summed.open_rows[entry.row] = _open_row(it.held_nanousd, it.calls, scopes)
     return summed
 
 
-def open_row(amount: int, calls: int, scopes: Sequence[str]) -> str:
+def _open_row(amount: int, calls: int, scopes: Sequence[str]) -> str:
     return json.dumps([str(amount), str(calls), list(scopes)])
 
 
@@ -126,7 +128,7 @@ def compare(
             summed.add(scope, held=-int(amount), calls=-int(calls))
     for it in later:
         if it.status != Status.RELEASED and it.pk not in kept_open:
-            for scope in _scopes(it, window):
+            for scope in window.scopes(journals.keys_of(it)):
                 summed.add(scope, spent=-(it.cost_nanousd or 0), calls=-it.counted)
     ours, theirs, nothing = kept.balances(), summed.balances(), Balances()
     return [
@@ -149,9 +151,3 @@ def _ended_since(rows: QuerySet[CallLog], window: Hash, at: datetime) -> list[Ca
             settled_at__gt=at,
         )
     )
-
-
-def _scopes(row: CallLog, window: Hash) -> list[str]:
-    charge = Charge(feature=row.feature_id, user_id=row.user_id, subject=row.subject)
-    keys = balance_keys(charge, row.category, row.day)
-    return [key.scope for key in keys if key.period is window.period]

@@ -6,7 +6,6 @@ import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from importlib import resources
 from typing import Any
 
@@ -109,11 +108,6 @@ def texts(answer: Any) -> Any:
 def text(value: Any) -> str:
     """Return a text for bytes."""
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def milliseconds(at: datetime) -> int:
-    """Return a moment as the scripts count it."""
-    return int(at.timestamp() * 1000)
 
 
 @functools.lru_cache(maxsize=16)

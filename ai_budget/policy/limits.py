@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 from ai_budget import periods
 from ai_budget.exceptions import FeatureDisabled
 from ai_budget.periods import Period
+from ai_budget.scopes import OF_CALLERS
 from ai_budget.values import SITE, BalanceKey, Bucket, Charge, Limit, Measure
 
 
@@ -205,7 +206,7 @@ def ladder_limits(rules: Rules, limits: Iterable[Limit | Bucket]) -> list[Limit]
         if isinstance(limit, Limit)
         and limit.measure is Measure.NANOUSD
         and limit.amount is not None
-        and not limit.scope.startswith(("user:", "subject:"))
+        and not limit.scope.startswith(OF_CALLERS)
         and (limit.enforce or limit.scope == own)
     ]
 

@@ -520,7 +520,7 @@ def test_a_worker_that_takes_long_keeps_its_claim(
     def slowly(*args: Any, **kwargs: Any) -> Any:
         end = time.monotonic() + 2
         while time.monotonic() < end:
-            states.append(ledger._claim(window, "another", "missing"))
+            states.append(ledger._claim(window, "another", "missing", give_up=0))
             time.sleep(0.02)
         return real(*args, **kwargs)
 
@@ -543,6 +543,14 @@ def test_a_claim_that_is_held_makes_others_wait_and_give_up(
     with pytest.raises(LedgerUnavailable, match="being filled"):
         reserve(limits_of(CHAT), 10)
     assert [row.status for row in CallLog.objects.order_by("id")] == ["reserved", "released"]
+
+
+def unheard(self: RedisLedger, *args: Any, row: str, real: Any = RedisLedger._take) -> str:
+    """Take as ever, and lose the answer."""
+    shadowed: str = real(self, *args, row=row)
+    if row:
+        raise LedgerUnavailable("the answer was lost")
+    return shadowed
 
 
 # What a worker leaves behind ----------------------------------------------------------------------
@@ -634,14 +642,6 @@ def test_without_redis_calls_are_refused_and_do_not_fill_the_journal(
 def test_what_redis_took_unheard_is_given_back_by_the_tick(
     ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = RedisLedger._take
-
-    def unheard(self: RedisLedger, *args: Any, row: str) -> str:
-        shadowed = real(self, *args, row=row)
-        if row:
-            raise LedgerUnavailable("the answer was lost")
-        return shadowed
-
     with monkeypatch.context() as patched:
         patched.setattr(RedisLedger, "_take", unheard)
         with pytest.raises(LedgerUnavailable):
@@ -737,14 +737,6 @@ def test_a_call_that_redis_knows_of_after_all_fills_nothing_anew(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its answer was lost, so it passed unchecked, and was checked all the same."""
-    real = RedisLedger._take
-
-    def unheard(self: RedisLedger, *args: Any, row: str) -> str:
-        shadowed = real(self, *args, row=row)
-        if row:
-            raise LedgerUnavailable("the answer was lost")
-        return shadowed
-
     with using(LEDGER_REDIS_URL=server.url, ON_LEDGER_FAILURE="allow"):
         reserve(limits_of(CHAT), 1)
         with monkeypatch.context() as patched:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -195,6 +196,10 @@ def _each(rule: _Check) -> _Check:
     return lambda value: isinstance(value, (list, tuple)) and all(rule(item) for item in value)
 
 
+def _is_rising(value: Any) -> bool:
+    return _each(_is_count)(value) and all(low < high for low, high in pairwise(value))
+
+
 # An address may carry a password.
 _SECRETS = {"API_KEY", "BASE_URL", "LEDGER_REDIS_URL"}
 _AMOUNT = "None or dollars as a Decimal, int or str of at most nine decimals, not negative"
@@ -214,7 +219,10 @@ _RULES: dict[str, tuple[_Check, str]] = {
     "MONTHLY_LIMIT_USD": (_is_limit, _AMOUNT),
     "TIME_ZONE": (_is_zone, "None or a zone's name such as Europe/Berlin"),
     "INFERENCE_GEO": (_one_of(None, "us", "global"), 'None, "us" or "global"'),
+    "ROUTING_LENGTHS": (_is_rising, "a list of token counts, each above the one before"),
     "CACHE_ALIAS": (_is_alias, "an alias of CACHES"),
+    "CACHE_STOP_REASONS": (_each(_is_text), "a list of stop reasons of the API"),
+    "CACHE_COMPRESS_ABOVE": (_optional(_is_count), "None or a number of bytes, at least 1"),
     "LEDGER": (_is_ledger, "the dotted path of a ledger class"),
     "LEDGER_DATABASE": (_is_text, "an alias of DATABASES"),
     "LEDGER_REDIS_URL": (_optional(_is_text), "None or an address such as redis://host:6379/0"),

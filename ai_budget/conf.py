@@ -27,7 +27,10 @@ DEFAULTS: Mapping[str, Any] = {
     "MONTHLY_LIMIT_USD": Decimal(100),
     "TIME_ZONE": None,
     "INFERENCE_GEO": None,
+    "ROUTING_LENGTHS": (1_000, 8_000),
     "CACHE_ALIAS": "default",
+    "CACHE_STOP_REASONS": ("end_turn", "stop_sequence"),
+    "CACHE_COMPRESS_ABOVE": None,
     "LEDGER": "ai_budget.ledger.database.DatabaseLedger",
     "LEDGER_DATABASE": "default",
     "LEDGER_REDIS_URL": None,
@@ -122,9 +125,31 @@ class Settings:
         return cast("str | None", self._get("INFERENCE_GEO"))
 
     @property
+    def ROUTING_LENGTHS(self) -> Sequence[int]:
+        """Tokens of a prompt up to which each of TIERS answers, where routing is by length.
+
+        The messages' tokens; system prompt and tools do not count. What is longer than all of
+        them goes to the feature's own model.
+        """
+        return cast("Sequence[int]", self._get("ROUTING_LENGTHS"))
+
+    @property
     def CACHE_ALIAS(self) -> str:
         """Django's cache that answers are kept in."""
         return cast(str, self._get("CACHE_ALIAS"))
+
+    @property
+    def CACHE_STOP_REASONS(self) -> Sequence[str]:
+        """How an answer has to end to be kept: whole, by default.
+
+        Add "max_tokens" for answers that were cut, "tool_use" for calls of tools, "refusal".
+        """
+        return cast("Sequence[str]", self._get("CACHE_STOP_REASONS"))
+
+    @property
+    def CACHE_COMPRESS_ABOVE(self) -> int | None:
+        """Bytes from which on an answer is compressed before it is kept; None for never."""
+        return cast("int | None", self._get("CACHE_COMPRESS_ABOVE"))
 
     @property
     def LEDGER(self) -> str:

@@ -58,6 +58,12 @@ IMAGE_TOKENS_BEFORE_4_7 = 1_568 + 16
 _BEFORE_4_6 = re.compile(r"claude-(?:[23v]|instant|[a-z]+-4-[015]\b|[a-z]+-4(?:@|-20|$)|4-)")
 _BEFORE_4_7 = re.compile(_BEFORE_4_6.pattern + r"|claude-[a-z]+-4[-.]6\b")
 
+_MINIMUM_PREFIX = (
+    (re.compile(r"opus-4-[56]\b|haiku-4-5\b"), 4_096),
+    (re.compile(r"opus-4-7\b|mythos-preview|3-(?:5-)?haiku"), 2_048),
+    (re.compile(r"sonnet-5(?!-\d\b)|-4-\d\b|-4(?:@|-20|$)|claude-[23]"), 1_024),
+)
+
 _LIBRARY_PROVIDERS = {
     "anthropic": "anthropic",
     "bedrock": "aws",
@@ -72,6 +78,15 @@ _KEPT = 2_000
 def is_before_4_6(model: str) -> bool:
     """Say whether a model is older than the 4.6 family."""
     return _BEFORE_4_6.search(model) is not None
+
+
+def minimum_prefix(model: str) -> int:
+    """Return how many tokens a prefix must have to be kept; a shorter one is read anew.
+
+    "Cache limitations" on https://platform.claude.com/docs/en/build-with-claude/prompt-caching,
+    autumn 2026.
+    """
+    return next((least for name, least in _MINIMUM_PREFIX if name.search(model)), 512)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

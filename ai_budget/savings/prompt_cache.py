@@ -1,0 +1,398 @@
+"""Marks requests for the API's prompt cache: always, or where what came again says that it pays.
+
+"5m" and "1h" mark the end of the stable prefix. "auto" watches, by keyed digests in Django's
+cache, what prefixes come again, marks those whose writes pay (``prompt_reuse``), and never risks
+more than its account holds (``prompt_account``).
+
+The promise of "auto": on no trace is a feature's bill more than 1 % above not caching at all. It
+assumes that the API keeps an entry for its lifetime and bills as it says, that answers are booked
+with their true usage, that the cache's ``incr`` is atomic, and nothing else: not that anything
+comes again, nor that an answer is booked at all. A cache that fails means no marks and no error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from fractions import Fraction
+from typing import Any
+
+from django.core.cache import caches
+
+from ai_budget import money
+from ai_budget.conf import conf
+from ai_budget.exceptions import UnpricedModel
+from ai_budget.pricing.rates import ModelRates, minimum_prefix
+from ai_budget.savings import prompt_reuse
+from ai_budget.savings.prompt_account import ALLOWANCE_DIVISOR, Account
+from ai_budget.savings.prompt_prefixes import (
+    Prefixes,
+    fixed_marks,
+    is_marked,
+    keyed_digest,
+    place_marks,
+    read_prefixes,
+)
+from ai_budget.savings.prompt_reuse import (
+    HOUR,
+    LIFETIMES,
+    MINUTES,
+    NO_PLAN,
+    REMEMBERED_SECONDS,
+    Entry,
+    Plan,
+    Position,
+    Prices,
+    Reuse,
+    Sighting,
+    Waiting,
+)
+from ai_budget.values import Usage
+
+log = logging.getLogger("ai_budget")
+
+MARGIN_SECONDS = 10
+"""An entry counts as gone so long before it is: a request takes time to arrive."""
+
+_SEEN, _ENTRY, _REUSE = (f"ai_budget:prompt:{name}:" for name in ("seen", "entry", "reuse"))
+
+
+def mark(
+    body: Mapping[str, Any], *, mode: str, rates: ModelRates, feature: str, at: datetime
+) -> Marking | None:
+    """Return the body with cache_control at the end of its stable prefix, or None to leave it.
+
+    ``mode`` is "off", "5m", "1h" or "auto". A body in which the caller has set any mark is left
+    as it is. In "auto" a marking may carry no marks: it is booked all the same, to learn what
+    the feature spends.
+    """
+    if mode not in (MINUTES, HOUR, "auto"):
+        return None
+    theirs = is_marked(body)
+    if mode != "auto":
+        return None if theirs or body.get("thread") else _mark_always(body, mode, rates, feature)
+    if theirs:
+        return Marking(body=dict(body), note="", decision=_unmarked(rates, feature))
+    prefixes = read_prefixes(body, rates=rates, feature=feature)
+    if prefixes is None or prefixes.hidden or not prefixes.positions:
+        return Marking(body=dict(body), note="", decision=_unmarked(rates, feature))
+    decision = decide(
+        prefixes.positions,
+        rates=rates,
+        prices=_prices(body, prefixes, rates),
+        minimum=minimum_prefix(str(body["model"])),
+        feature=feature,
+        at=at.timestamp(),
+    )
+    if decision is None:
+        return None
+    marks = decision.plan.marks
+    marked = place_marks(body, prefixes, marks) if marks else dict(body)
+    return Marking(body=marked, note=_note(marks), decision=decision)
+
+
+@dataclass(slots=True, kw_only=True)
+class Marking:
+    """One request's marks, and what is to be booked for them when its answer has come."""
+
+    body: dict[str, Any] = field(repr=False)
+    note: str
+    decision: Decision | None = None
+
+    def book(self, usage: Usage | None, *, cost_plain_nanousd: int) -> None:
+        """Book the answer as it was billed; the first of ``book`` and ``cancel`` counts.
+
+        ``cost_plain_nanousd`` is what it would have cost without caching. Without a usage
+        nothing is known: what was set aside stays spent.
+        """
+        if self.decision is not None:
+            self.decision.book(usage, cost_plain_nanousd=cost_plain_nanousd)
+
+    def cancel(self) -> None:
+        """Give back what was set aside: nothing was billed."""
+        if self.decision is not None:
+            self.decision.cancel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marked:
+    """A prefix that is marked, the lifetime it is believed to have already ("" for none).
+
+    ``beyond`` are the most tokens between its mark and the last one.
+    """
+
+    name: str
+    ttl: str
+    known: str
+    beyond: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Decision:
+    """A plan whose most cost has been taken from the feature's account, until it is booked."""
+
+    plan: Plan
+    rates: ModelRates
+    feature: str
+    minimum: int = 0
+    at: float = 0.0
+    marked: tuple[Marked, ...] = ()
+    ended: bool = False
+    lock: Any = field(default_factory=threading.Lock, repr=False)
+
+    def book(self, usage: Usage | None, *, cost_plain_nanousd: int) -> None:
+        """See ``Marking.book``."""
+        if not self._end() or usage is None:
+            return
+        allowance = cost_plain_nanousd // ALLOWANCE_DIVISOR
+        added = added_nanousd(usage, self.rates) if self.plan.marks else 0
+        try:
+            cache = caches[conf.CACHE_ALIAS]
+            Account(cache, self.feature).give(self.plan.most_nanousd - added + allowance)
+            kept = dict(self._entries(usage))
+            for ttl in set(kept.values()):
+                alive = _write_entry(
+                    Entry(until=self.at + LIFETIMES[ttl] - MARGIN_SECONDS, ttl=ttl)
+                )
+                names = [name for name, lives in kept.items() if lives == ttl]
+                cache.set_many(dict.fromkeys(names, alive), LIFETIMES[ttl])
+        except Exception as error:
+            log.warning("The prompt cache's account is not booked: %s", type(error).__name__)
+
+    def cancel(self) -> None:
+        """See ``Marking.cancel``."""
+        if not self._end() or not self.plan.most_nanousd:
+            return
+        try:
+            Account(caches[conf.CACHE_ALIAS], self.feature).give(self.plan.most_nanousd)
+        except Exception as error:
+            log.warning("The prompt cache's account is not booked: %s", type(error).__name__)
+
+    def _entries(self, usage: Usage) -> Iterator[tuple[str, str]]:
+        """Yield the prefixes that are in the API's cache now, and for how long at least."""
+        cached = usage.prompt_tokens - usage.input_tokens
+        hours = [marked for marked in self.marked if marked.ttl == HOUR and not marked.known]
+        for marked in self.marked:
+            if marked.known and usage.cache_read_tokens:
+                yield _ENTRY + marked.name, marked.known
+            elif not cached or (marked.beyond and cached - marked.beyond < self.minimum):
+                continue  # too short a prefix is not cached, and nobody says so
+            elif marked in hours[-1:] and usage.cache_write_1h_tokens:
+                yield _ENTRY + marked.name, HOUR
+            else:
+                # Another may have written it meanwhile, and an entry keeps its first lifetime.
+                yield _ENTRY + marked.name, MINUTES
+
+    def _end(self) -> bool:
+        with self.lock:
+            first, self.ended = not self.ended, True
+        return first
+
+
+def decide(
+    positions: Sequence[Position],
+    *,
+    rates: ModelRates,
+    prices: Prices,
+    minimum: int,
+    feature: str,
+    at: float,
+) -> Decision | None:
+    """Return where to mark these positions now, the most it can cost set aside; None: leave it.
+
+    ``at`` is in seconds since 1970.
+    """
+    try:
+        return _decide(
+            positions,
+            rates=rates,
+            prices=prices,
+            minimum=minimum,
+            feature=feature,
+            at=at,
+        )
+    except Exception as error:
+        # Prices may be missing, a cache may be down or hold what an older version wrote.
+        log.warning("The prompt cache is left out: %s", type(error).__name__)
+        return None
+
+
+def _decide(
+    positions: Sequence[Position],
+    *,
+    rates: ModelRates,
+    prices: Prices,
+    minimum: int,
+    feature: str,
+    at: float,
+) -> Decision:
+    cache = caches[conf.CACHE_ALIAS]
+    account = Account(cache, feature)
+    learned = _REUSE + keyed_digest("reuse", feature)
+    names = [position.fingerprint for position in positions]
+    keys = [_SEEN + name for name in names] + [_ENTRY + name for name in names]
+    found = cache.get_many([*keys, learned, account.key])
+    before = [_read_sighting(found.get(_SEEN + name)) for name in names]
+    entries = [_read_entry(found.get(_ENTRY + name)) for name in names]
+    reuse = _read_reuse(found.get(learned))
+    now = prompt_reuse.look(positions, before, reuse, at)
+    plan = prompt_reuse.plan(
+        positions,
+        now,
+        entries,
+        reuse=reuse,
+        prices=prices,
+        minimum=minimum,
+        afford_nanousd=max(0, account.balance(found.get(account.key))),
+        at=at,
+    )
+    if plan.most_nanousd and not account.take(plan.most_nanousd):
+        plan = NO_PLAN
+    changed: dict[str, str] = {
+        _SEEN + name: _write_sighting(sighting)
+        for name, sighting, old in zip(names, now, before, strict=True)
+        if sighting is not old
+    }
+    if changed:
+        changed[learned] = _write_reuse(reuse)
+    if plan.written:
+        for mark in plan.marks:
+            if mark.index >= plan.read:
+                asked = Entry(until=at, ttl=mark.ttl, asked_at=at)
+                changed[_ENTRY + names[mark.index]] = _write_entry(asked)
+    if changed:
+        cache.set_many(changed, REMEMBERED_SECONDS)
+    return Decision(
+        plan=plan,
+        rates=rates,
+        feature=feature,
+        minimum=minimum,
+        at=at,
+        marked=tuple(_marked(positions, entries, plan)),
+    )
+
+
+def _marked(
+    positions: Sequence[Position], entries: Sequence[Entry | None], plan: Plan
+) -> Iterator[Marked]:
+    """Yield the marks that will surely be read or written: the read one and those behind it."""
+    for mark in plan.marks:
+        # Nothing says that what is shorter than the prefix that is read is refreshed with it.
+        if mark.index < plan.read - 1:
+            continue
+        entry = entries[mark.index]
+        yield Marked(
+            name=positions[mark.index].fingerprint,
+            ttl=mark.ttl,
+            known=entry.ttl if entry is not None and mark.index < plan.read else "",
+            beyond=sum(one.most for one in positions[mark.index + 1 : plan.marks[-1].index + 1]),
+        )
+
+
+def added_nanousd(usage: Usage, rates: ModelRates) -> int:
+    """Return what caching added to the bill of an answer; below nothing is what it saved."""
+    total = Fraction(0)
+    for each, own in [(entry.usage, not entry.model) for entry in usage.iterations] or [
+        (usage, True)
+    ]:
+        per = rates.at(each.prompt_tokens, each.speed if rates.fast else "")
+        added = each.cache_write_5m_tokens * (per.cache_write_5m - per.input)
+        added += each.cache_write_1h_tokens * (per.cache_write_1h - per.input)
+        if own:
+            added -= each.cache_read_tokens * (per.input - per.cache_read)
+        total += added * Fraction(*(rates.us_geo if each.inference_geo == "us" else (1, 1)))
+    return money.ceil_div(total.numerator, total.denominator * 1_000_000)
+
+
+def _mark_always(
+    body: Mapping[str, Any], ttl: str, rates: ModelRates, feature: str
+) -> Marking | None:
+    prefixes = read_prefixes(body, rates=rates, feature=feature)
+    if prefixes is None:
+        return None
+    marks = fixed_marks(prefixes, ttl=ttl, minimum=minimum_prefix(str(body["model"])))
+    if not marks:
+        return None
+    return Marking(body=place_marks(body, prefixes, marks), note=_note(marks))
+
+
+def _unmarked(rates: ModelRates, feature: str) -> Decision:
+    return Decision(plan=NO_PLAN, rates=rates, feature=feature)
+
+
+def _prices(body: Mapping[str, Any], prefixes: Prefixes, rates: ModelRates) -> Prices:
+    speed = str(body.get("speed") or "")
+    expected = sum(position.expected for position in prefixes.positions)
+    # Fast is no promise: either speed may be what is billed.
+    bands = [
+        band
+        for band in (*rates.standard, *(rates.fast if speed == "fast" else ()))
+        if band.above < prefixes.most or not band.above
+    ]
+    geo = body.get("inference_geo") or conf.INFERENCE_GEO
+    try:
+        usual = rates.at(expected, speed)
+    except UnpricedModel:
+        usual = rates.at(expected, "")
+    return Prices(
+        rates=(usual, *(band.rates for band in bands)),
+        geo=(1, 1) if geo == "global" else rates.us_geo,
+    )
+
+
+def _note(marks: Sequence[prompt_reuse.Mark]) -> str:
+    said = [
+        f"{ttl} at {','.join(str(mark.index + 1) for mark in marks if mark.ttl == ttl)}"
+        for ttl in (HOUR, MINUTES)
+        if any(mark.ttl == ttl for mark in marks)
+    ]
+    return f"prompt cache {' and '.join(said)}" if said else ""
+
+
+# What is kept in the cache: plain text, short
+
+
+def _write_sighting(sighting: Sighting) -> str:
+    return f"{sighting.at:.1f} {sighting.times} {sighting.kind}"
+
+
+def _read_sighting(text: Any) -> Sighting | None:
+    if text is None:
+        return None
+    at, times, kind = text.split()
+    return Sighting(at=float(at), times=int(times), kind=kind)
+
+
+def _write_entry(entry: Entry) -> str:
+    asked = "" if entry.asked_at is None else f" {entry.asked_at:.1f}"
+    return f"{entry.until:.1f} {entry.ttl}{asked}"
+
+
+def _read_entry(text: Any) -> Entry | None:
+    if text is None:
+        return None
+    until, ttl, *asked = text.split()
+    return Entry(until=float(until), ttl=ttl, asked_at=float(asked[0]) if asked else None)
+
+
+def _write_reuse(reuse: Reuse) -> str:
+    waiting = [[[group.start, group.kinds] for group in groups] for groups in reuse.waiting]
+    return json.dumps([reuse.at, reuse.kinds, waiting])
+
+
+def _read_reuse(text: Any) -> Reuse:
+    if text is None:
+        return Reuse()
+    at, kinds, (soon, later) = json.loads(text)
+    return Reuse(
+        at=at,
+        kinds=kinds,
+        waiting=(
+            [Waiting(start=start, kinds=kinds) for start, kinds in soon],
+            [Waiting(start=start, kinds=kinds) for start, kinds in later],
+        ),
+    )

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ai_budget import conversation
     from ai_budget.decorators import limited
     from ai_budget.exceptions import (
         AIBudgetError,
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from ai_budget.guard.charge import charge
     from ai_budget.guard.clients import async_client, client, guard
     from ai_budget.pricing.cost import price
-    from ai_budget.service import aask, ask, astream, estimate, stream, usage
+    from ai_budget.pricing.monthly import estimate_monthly
+    from ai_budget.service import aask, ask, astream, estimate, forget_answers, stream, usage
     from ai_budget.values import Answer, Usage
 
 __version__ = "0.1.0"
@@ -54,7 +56,10 @@ _HOMES = {
     "async_client": "guard.clients",
     "charge": "guard.charge",
     "client": "guard.clients",
+    "conversation": "conversation",  # a room of its own: trim, fit
     "estimate": "service",
+    "estimate_monthly": "pricing.monthly",
+    "forget_answers": "service",
     "guard": "guard",  # the package itself, which can be called
     "limited": "decorators",
     "price": "pricing.cost",
@@ -83,7 +88,10 @@ __all__ = [
     "async_client",
     "charge",
     "client",
+    "conversation",
     "estimate",
+    "estimate_monthly",
+    "forget_answers",
     "guard",
     "limited",
     "price",

@@ -1,4 +1,4 @@
-"""The verbs: ask, stream, estimate, usage, and the async twins of those that call.
+"""The verbs: ask, stream, estimate, usage, forget_answers, and async twins of those that call.
 
 Each twin shares every rule with the other; only the awaiting differs. All decisions are made
 by the guard inside the client, which these verbs use as anybody would.
@@ -13,12 +13,25 @@ from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from asgiref.sync import sync_to_async
+
 from ai_budget import money
 from ai_budget.conf import conf
-from ai_budget.guard.charge import OpenCall, Payer, charge, current_payer
+from ai_budget.exceptions import AIBudgetError
+from ai_budget.guard.answers import owner_of
+from ai_budget.guard.charge import OpenCall, Payer, charge, current_payer, user_id_of
 from ai_budget.guard.clients import async_client, client
-from ai_budget.guard.opening import Outgoing, decide
-from ai_budget.guard.rules import preview_rules
+from ai_budget.guard.deciding import Outgoing, decide
+from ai_budget.guard.routing import (
+    Classification,
+    Routed,
+    Router,
+    ensure_router,
+    follow,
+    may_be_routed,
+    plan_route,
+)
+from ai_budget.guard.rules import forget_feature, preview_rules
 from ai_budget.guard.standing import (
     Standing,
     standing_of_caller,
@@ -28,6 +41,7 @@ from ai_budget.guard.standing import (
 from ai_budget.ledger import base as ledgers
 from ai_budget.models import CallLog
 from ai_budget.pricing.cost import cost
+from ai_budget.savings import response_cache
 from ai_budget.values import SITE, Answer, Estimate, Kind, Usage
 
 if TYPE_CHECKING:
@@ -52,8 +66,8 @@ def ask(
     model: str | None = None,
     max_tokens: int | None = None,
     cache: str | None = None,
-    ttl: int | None = None,
-    route: str | None = None,
+    ttl: float | None = None,
+    route: Router | None = None,
     wait: float | None = None,
     tags: Mapping[str, str] | None = None,
     timeout: float | None = None,
@@ -64,17 +78,23 @@ def ask(
     ``model`` and ``max_tokens`` (in tokens) default to the feature's, then to the settings';
     the feature's ``max_tokens`` is also a cap. ``timeout`` is in seconds. ``wait`` is for how
     many seconds a limit that refuses may be waited for, where waiting can help before they are
-    over: calls in flight that may give back, a rate per minute that refills. ``cache``, ``ttl``
-    and ``route`` have their names, and are refused until they are built. All other keywords
-    pass to the SDK's ``messages.create``. Raises ``BudgetExceeded`` and the other errors of
-    ``ai_budget.exceptions`` before anything is sent, and the SDK's own errors after.
+    over: calls in flight that may give back, a rate per minute that refills. All other keywords
+    pass to the SDK's ``messages.create``.
+
+    ``cache`` is "private" (an answer is found again by the same user and subject), "shared" (by
+    everybody) or "off", and ``ttl`` how many seconds old such an answer may be. They default to
+    the feature's; what a feature keeps private no call shares. ``route`` is "length",
+    "classifier", "off", or a callable that is handed a ``policy.routing.Question`` and returns
+    one of its ``choices``. It defaults to the feature's, where no ``model`` is named.
+
+    Raises ``BudgetExceeded`` and the other errors of ``ai_budget.exceptions`` before anything is
+    sent, and the SDK's own errors after.
     """
-    _refuse_unbuilt(cache=cache, ttl=ttl, route=route)
-    call = _call(Kind.ASK, model, max_tokens, wait)
+    call = _call(Kind.ASK, model, max_tokens, wait, cache, ttl, route)
+    request = _request(prompt, system, model, max_tokens, timeout, params)
     with charge(feature=feature, user=user, subject=subject, tags=tags), call:
-        message = client().messages.create(
-            **_request(prompt, system, model, max_tokens, timeout, params)
-        )
+        _take_route(call, request, route)
+        message = client().messages.create(**request)
     return _answer(call, message)
 
 
@@ -88,20 +108,19 @@ async def aask(
     model: str | None = None,
     max_tokens: int | None = None,
     cache: str | None = None,
-    ttl: int | None = None,
-    route: str | None = None,
+    ttl: float | None = None,
+    route: Router | None = None,
     wait: float | None = None,
     tags: Mapping[str, str] | None = None,
     timeout: float | None = None,  # noqa: ASYNC109 - the SDK's own, for one attempt
     **params: Any,
 ) -> Answer:
     """Ask Claude without blocking the event loop, not even to wait. See ``ask``."""
-    _refuse_unbuilt(cache=cache, ttl=ttl, route=route)
-    call = _call(Kind.ASK, model, max_tokens, wait)
+    call = _call(Kind.ASK, model, max_tokens, wait, cache, ttl, route)
+    request = _request(prompt, system, model, max_tokens, timeout, params)
     with charge(feature=feature, user=user, subject=subject, tags=tags), call:
-        message = await async_client().messages.create(
-            **_request(prompt, system, model, max_tokens, timeout, params)
-        )
+        await _take_route_async(call, request, route)
+        message = await async_client().messages.create(**request)
     return _answer(call, message)
 
 
@@ -115,8 +134,8 @@ def stream(
     model: str | None = None,
     max_tokens: int | None = None,
     cache: str | None = None,
-    ttl: int | None = None,
-    route: str | None = None,
+    ttl: float | None = None,
+    route: Router | None = None,
     wait: float | None = None,
     tags: Mapping[str, str] | None = None,
     timeout: float | None = None,
@@ -127,10 +146,10 @@ def stream(
     Entering reserves and sends, and so raises what ``ask`` raises; leaving closes the stream
     wherever it is and books what was used.
     """
-    _refuse_unbuilt(cache=cache, ttl=ttl, route=route)
-    call = _call(Kind.STREAM, model, max_tokens, wait)
+    call = _call(Kind.STREAM, model, max_tokens, wait, cache, ttl, route)
     paying = charge(feature=feature, user=user, subject=subject, tags=tags)
-    return StreamedText(call, paying, _request(prompt, system, model, max_tokens, timeout, params))
+    request = _request(prompt, system, model, max_tokens, timeout, params)
+    return StreamedText(call, paying, request, route)
 
 
 def astream(
@@ -143,8 +162,8 @@ def astream(
     model: str | None = None,
     max_tokens: int | None = None,
     cache: str | None = None,
-    ttl: int | None = None,
-    route: str | None = None,
+    ttl: float | None = None,
+    route: Router | None = None,
     wait: float | None = None,
     tags: Mapping[str, str] | None = None,
     timeout: float | None = None,
@@ -154,12 +173,10 @@ def astream(
 
     See ``stream``.
     """
-    _refuse_unbuilt(cache=cache, ttl=ttl, route=route)
-    call = _call(Kind.STREAM, model, max_tokens, wait)
+    call = _call(Kind.STREAM, model, max_tokens, wait, cache, ttl, route)
     paying = charge(feature=feature, user=user, subject=subject, tags=tags)
-    return AsyncStreamedText(
-        call, paying, _request(prompt, system, model, max_tokens, timeout, params)
-    )
+    request = _request(prompt, system, model, max_tokens, timeout, params)
+    return AsyncStreamedText(call, paying, request, route)
 
 
 def estimate(
@@ -172,8 +189,8 @@ def estimate(
     model: str | None = None,
     max_tokens: int | None = None,
     cache: str | None = None,
-    ttl: int | None = None,
-    route: str | None = None,
+    ttl: float | None = None,
+    route: Router | None = None,
     wait: float | None = None,
     tags: Mapping[str, str] | None = None,
     timeout: float | None = None,
@@ -182,20 +199,28 @@ def estimate(
     """Return what ``ask`` with the same arguments would cost now; spend and write nothing.
 
     ``most`` is what would be reserved. ``expected`` takes four bytes of text for a token and
-    the feature's own recent answers for the length of this one. Raises what ``ask`` raises for
-    requests without a price or a bound.
+    the feature's own recent answers for the length of this one. No cache is looked into, and no
+    classifier asked: the model is the one that answers without it. Raises what ``ask`` raises
+    for requests without a price or a bound.
     """
-    _refuse_unbuilt(cache=cache, ttl=ttl, route=route)
-    call = _call(Kind.ASK, model, max_tokens, wait)
-    body = _body(_request(prompt, system, model, max_tokens, None, params))
-    payer = Payer(feature=feature, user=user, subject=subject, tags=tags or {})
-    paying = payer.over(current_payer()).charge()
+    call = _call(Kind.ASK, model, max_tokens, wait, cache, ttl, route)
+    request = _request(prompt, system, model, max_tokens, None, params)
     ledger = ledgers.current()
-    outgoing = Outgoing(
-        body=body, stream=False, retries=0, key="", timeout=timeout, provider="anthropic", region=""
-    )
     at = ledger.now()
-    with call:
+    with charge(feature=feature, user=user, subject=subject, tags=tags), call:
+        paying = current_payer().charge()
+        routed = plan_route(call, request, route)
+        if isinstance(routed, Routed):
+            follow(call, request, routed)
+        outgoing = Outgoing(
+            body=_body(request),
+            stream=False,
+            retries=0,
+            key="",
+            timeout=timeout,
+            provider="anthropic",
+            region="",
+        )
         rules = preview_rules(paying, at=at)
         decision = decide(outgoing, paying, rules, ledger=ledger, at=at)
     usual = Usage(
@@ -234,6 +259,26 @@ def usage(user: Any = None, *, feature: str | None = None, subject: str | None =
     return standing_of_site() if feature == SITE else standing_of_feature(paying)
 
 
+def forget_answers(
+    feature: str | None = None, *, user: Any = None, subject: str | None = None
+) -> None:
+    """Forget answers in the response cache: of a feature, of a user or subject, or all of them.
+
+    A category's are those of its features, and "*" names all. A user's or subject's are the
+    private ones, in every feature; what is shared is nobody's. Answers that are on their way are
+    forgotten, too. Raises ``AIBudgetError`` where the cache does not take it: try again.
+    """
+    owner = owner_of(user_id_of(user), subject or "")
+    if feature is not None and (owner or user is not None):
+        raise TypeError("Forget the answers of a feature, or those of a user or subject.")
+    if user is not None and not owner:
+        raise TypeError("A visitor without an account has no answers of their own.")
+    if not owner:
+        forget_feature(feature or SITE)
+    elif not response_cache.forget_owner(owner):
+        raise AIBudgetError("The cache did not answer, and may still find what it keeps.")
+
+
 def _usual_output(feature: str, max_tokens: int) -> int:
     """Return the average output of the feature's last answers, or half of what is allowed."""
     recent = (
@@ -252,10 +297,13 @@ class _Streaming:
 
     _snapshot: Any = None
 
-    def __init__(self, call: OpenCall, paying: charge, request: dict[str, Any]) -> None:
+    def __init__(
+        self, call: OpenCall, paying: charge, request: dict[str, Any], route: Router | None
+    ) -> None:
         self._call = call
         self._paying = paying
         self._request = request
+        self._route = route
         self._pieces: list[str] = []
 
     @property
@@ -293,7 +341,8 @@ class _Streaming:
 
     @property
     def cached(self) -> bool:
-        return False
+        """Whether it comes from the response cache, and costs nothing."""
+        return self._call.cached
 
     @property
     def message(self) -> Message:
@@ -307,6 +356,7 @@ class StreamedText(_Streaming):
 
     def __enter__(self) -> StreamedText:
         with self._paying, self._call, ExitStack() as stack:
+            _take_route(self._call, self._request, self._route)
             self._snapshot = stack.enter_context(client().messages.stream(**self._request))
             self._stack = stack.pop_all()
         return self
@@ -331,6 +381,7 @@ class AsyncStreamedText(_Streaming):
     async def __aenter__(self) -> AsyncStreamedText:
         with self._paying, self._call:
             async with AsyncExitStack() as stack:
+                await _take_route_async(self._call, self._request, self._route)
                 self._snapshot = await stack.enter_async_context(
                     async_client().messages.stream(**self._request)
                 )
@@ -351,33 +402,66 @@ class AsyncStreamedText(_Streaming):
         await self._stack.__aexit__(kind, error, traceback)
 
 
-def _refuse_unbuilt(**options: Any) -> None:
-    """Raise for what has its place in the signature and nothing behind it yet.
+def _take_route(call: OpenCall, request: dict[str, Any], route: Router | None) -> None:
+    """Ask the model that does the job, after asking a classifier which it is."""
+    plan = plan_route(call, request, route)
+    if isinstance(plan, Classification):
+        try:
+            with plan.call:
+                once = client().with_options(max_retries=0)
+                routed = plan.answered(once.messages.create(**plan.request))
+        except Exception as error:
+            routed = plan.failed(error)
+        follow(call, request, routed)
+    elif plan is not None:
+        follow(call, request, plan)
 
-    A lever that does nothing would be a surprise on the bill.
-    """
-    for name, value in options.items():
-        if value not in (None, "off"):
-            raise NotImplementedError(
-                f"This release of ai_budget has no {name!r} yet: leave it out."
-            )
+
+async def _take_route_async(call: OpenCall, request: dict[str, Any], route: Router | None) -> None:
+    """See ``_take_route``."""
+    if not may_be_routed(call, route):
+        return
+    plan = await sync_to_async(plan_route)(call, request, route)
+    if isinstance(plan, Classification):
+        try:
+            with plan.call:
+                once = async_client().with_options(max_retries=0)
+                routed = plan.answered(await once.messages.create(**plan.request))
+        except Exception as error:
+            routed = plan.failed(error)
+        follow(call, request, routed)
+    elif plan is not None:
+        follow(call, request, plan)
 
 
-def _call(kind: Kind, model: str | None, max_tokens: int | None, wait: float | None) -> OpenCall:
+def _call(
+    kind: Kind,
+    model: str | None,
+    max_tokens: int | None,
+    wait: float | None,
+    cache: str | None,
+    ttl: float | None,
+    route: Router | None,
+) -> OpenCall:
+    if cache not in (None, "private", "shared", "off"):
+        raise ValueError('cache is "private", "shared" or "off".')
+    ensure_router(route)
     given = {"model": model, "max_tokens": max_tokens}
     return OpenCall(
         kind=kind,
         left_open=frozenset(name for name, value in given.items() if value is None),
-        wait=0.0 if wait is None else _seconds(wait),
+        wait=0.0 if wait is None else _seconds(wait, "wait"),
+        cache=cache,
+        ttl=None if ttl is None else _seconds(ttl, "ttl"),
     )
 
 
-def _seconds(wait: float) -> float:
-    if isinstance(wait, bool) or not isinstance(wait, (int, float)):
-        raise TypeError(f"wait is a number of seconds, not {type(wait).__name__}.")
-    if not wait >= 0:  # not a number is no wait either
-        raise ValueError("wait is a number of seconds from 0 on.")
-    return float(wait)
+def _seconds(value: float, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}.")
+    if not value >= 0:  # not a number is no time either
+        raise ValueError(f"{name} is a number of seconds from 0 on.")
+    return float(value)
 
 
 def _request(
@@ -421,4 +505,5 @@ def _answer(call: OpenCall, message: Message) -> Answer:
         usage=call.usage,
         message=message,
         call_id=call.call_id,
+        cached=call.cached,
     )

@@ -212,11 +212,21 @@ class Balances:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Amounts:
-    """What an attempt takes from each of its limits; the tokens only from buckets."""
+    """What an attempt takes from each of its limits; the tokens only from buckets.
+
+    ``calls_to_come`` are not taken and have to fit all the same: what only helps a call, such as
+    its router, is not paid for where the call itself would be refused.
+    """
 
     nanousd: int
     calls: int = 1
     tokens: int = 0
+    calls_to_come: int = 0
+
+    @property
+    def calls_needed(self) -> int:
+        """How many calls a limit has to have left."""
+        return self.calls + self.calls_to_come
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,6 +249,7 @@ class Attempt:
     reserved_at: datetime
     day: date
     deadline: datetime
+    cache_checked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,7 +273,8 @@ class Settlement:
     """How an attempt ended: what it cost in truth, or the most it can have cost.
 
     ``tokens`` are those that count per minute; None keeps all that were taken. ``levels`` are
-    what the answer said of the organisation's limits.
+    what the answer said of the organisation's limits. ``saved_nanousd`` is how much more it would
+    have cost without the levers that ``saved_reason`` names; what did not pay off is negative.
     """
 
     status: Status
@@ -276,6 +288,8 @@ class Settlement:
     keep_call: bool = True
     tokens: int | None = None
     levels: tuple[Level, ...] = ()
+    saved_nanousd: int = 0
+    saved_reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
@@ -20,11 +21,18 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from ai_budget import money, periods
 from ai_budget.admin.amounts import EMPTY, UsdInput, bar, price
 from ai_budget.admin.history import ValuesInHistory, change
 from ai_budget.models import CallLog, DowngradeRung, FeatureBudget, LimitOverride, UserQuota
 from ai_budget.models.fields import UsdField
-from ai_budget.review.queries import BudgetUse, balances_today_and_month
+from ai_budget.review.queries import (
+    WORTH_CACHING_PERCENT,
+    BudgetUse,
+    balances_today_and_month,
+    caching_of,
+)
+from ai_budget.service import forget_answers
 from ai_budget.values import SITE
 
 if TYPE_CHECKING:
@@ -33,6 +41,9 @@ if TYPE_CHECKING:
 else:
     _RungInline = _OverrideInline = admin.TabularInline
 
+_LEVERS = ("cache_scope", "cache_ttl", "cache_counts", "cache_version", "prompt_cache", "routing")
+_FOUND = ("found_in_cache",)
+_CACHING_DAYS = 30
 _USE = "use_shown_in_admin"
 _USD_INPUTS: Mapping[type[Field[Any, Any]], Mapping[str, Any]] = {UsdField: {"widget": UsdInput}}
 
@@ -69,7 +80,7 @@ class BudgetChangeList(ChangeList):
 class FeatureBudgetAdmin(ValuesInHistory):
     """What may be spent, beside what is; every change of it is kept in the history."""
 
-    actions = ("pause", "resume")
+    actions = ("pause", "resume", "forget")
     formfield_overrides = _USD_INPUTS
     inlines = (DowngradeRungInline, LimitOverrideInline)
     list_display = ("name", "parent", "enabled", "enforce", "today", "this_month", "calls_link")
@@ -94,20 +105,31 @@ class FeatureBudgetAdmin(ValuesInHistory):
 
     def get_fieldsets(self, request: HttpRequest, obj: FeatureBudget | None = None) -> Any:
         basics = ("name", "parent", "enabled", "enforce", "owner_email")
-        limits = ("daily_limit_usd", "monthly_limit_usd", "monthly_plan_usd", "plan_share")
+        limits = (
+            "daily_limit_usd",
+            "monthly_limit_usd",
+            "requests_per_minute",
+            "tokens_per_minute",
+            "monthly_plan_usd",
+            "plan_share",
+        )
         spend = [] if obj is None else [(_("Spend"), {"fields": ("today", "this_month")})]
+        # No call is made for the whole site itself; but all its answers can be forgotten.
+        levers = ("cache_version",) if obj is not None and obj.is_site else _LEVERS
         return [
             (None, {"fields": basics}),
             *spend,
             (_("Limits"), {"fields": limits}),
             (_("Model"), {"fields": ("model", "max_tokens", "allow_unbounded")}),
+            (_("Savings"), {"fields": [*levers, *(() if obj is None else _FOUND)]}),
         ]
 
     def get_readonly_fields(
         self, request: HttpRequest, obj: FeatureBudget | None = None
     ) -> tuple[str, ...]:
         # Balances and calls are kept under the name.
-        return ("today", "this_month") if obj is None else ("name", "today", "this_month")
+        figures = ("today", "this_month", *_FOUND)
+        return figures if obj is None else ("name", *figures)
 
     def formfield_for_foreignkey(
         self, db_field: ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any
@@ -153,6 +175,26 @@ class FeatureBudgetAdmin(ValuesInHistory):
     def this_month(self, budget: FeatureBudget) -> SafeString:
         return bar(_use(budget).month)
 
+    @admin.display(description=gettext_lazy("found in the cache"))
+    def found_in_cache(self, budget: FeatureBudget) -> str:
+        since = periods.now() - timedelta(days=_CACHING_DAYS)
+        caching = caching_of(budget.name, since=since)
+        if not caching.looked_up:
+            return _("Nothing was looked for in the last %(days)s days.") % {"days": _CACHING_DAYS}
+        numbers = _(
+            "%(found)s of %(calls)s calls in %(days)s days (%(rate)s %%), %(saved)s saved"
+        ) % {
+            "found": f"{caching.cached:,}",
+            "calls": f"{caching.looked_up:,}",
+            "days": _CACHING_DAYS,
+            "rate": caching.hit_rate,
+            "saved": money.format_usd(caching.saved_nanousd),
+        }
+        if not caching.is_worthless:
+            return numbers
+        advice = _("Not worth caching: fewer than %(percent)s %% are found.")
+        return f"{numbers}. {advice % {'percent': WORTH_CACHING_PERCENT}}"
+
     @admin.display(description=gettext_lazy("calls"))
     def calls_link(self, budget: FeatureBudget) -> SafeString:
         url = reverse("admin:ai_budget_calllog_changelist", current_app=self.admin_site.name)
@@ -178,6 +220,29 @@ class FeatureBudgetAdmin(ValuesInHistory):
         text = ngettext("%(count)s feature resumed.", "%(count)s features resumed.", changed)
         self.message_user(request, text % {"count": changed}, messages.SUCCESS)
 
+    @admin.action(
+        permissions=["change"],
+        description=gettext_lazy("Forget cached answers of selected features"),
+    )
+    def forget(self, request: HttpRequest, budgets: QuerySet[FeatureBudget]) -> None:
+        label = capfirst(str(FeatureBudget._meta.get_field("cache_version").verbose_name))
+        forgotten = 0
+        for budget in budgets:
+            if not self.has_change_permission(request, budget):
+                continue
+            forget_answers(budget.name)
+            before = budget.cache_version
+            budget.refresh_from_db(fields=["cache_version"])
+            fields = [change(label, before, budget.cache_version)]
+            self.log_change(request, budget, [{"changed": {"fields": fields}}])
+            forgotten += 1
+        text = ngettext(
+            "The cached answers of %(count)s feature are forgotten.",
+            "The cached answers of %(count)s features are forgotten.",
+            forgotten,
+        )
+        self.message_user(request, text % {"count": forgotten}, messages.SUCCESS)
+
     def _enable(
         self, request: HttpRequest, budgets: QuerySet[FeatureBudget], *, enabled: bool
     ) -> int:
@@ -202,11 +267,15 @@ class UserQuotaAdmin(ValuesInHistory):
 
     fields = (
         "user",
+        "group",
+        "priority",
         "feature",
         "unlimited",
         "daily_calls",
         "daily_limit_usd",
         "monthly_limit_usd",
+        "requests_per_minute",
+        "tokens_per_minute",
     )
     formfield_overrides = _USD_INPUTS
     list_display = ("whom", "feature", "unlimited", "calls_a_day", "daily_limit", "monthly_limit")

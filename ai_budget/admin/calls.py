@@ -61,7 +61,7 @@ class CallLogAdmin(JournalAdmin):
             {
                 "fields": (
                     ("exact_cost", "exact_reserved"),
-                    ("exact_saved", "saved_reason"),
+                    ("exact_saved", "saved_reason", "cache_checked"),
                     "rates",
                 )
             },

@@ -7,25 +7,31 @@ the ``book_...`` methods after it has sent.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 from ai_budget import money, periods, signals
 from ai_budget.exceptions import UnclassifiedUsage, UnpricedModel
 from ai_budget.guard import turns
+from ai_budget.guard.answers import Asking
 from ai_budget.guard.charge import OpenCall
 from ai_budget.guard.stream import ALLOWANCE_TOKENS, StreamedAnswer
 from ai_budget.guard.telling import tell
 from ai_budget.ledger.base import Ledger
-from ai_budget.pricing.cost import cost
+from ai_budget.pricing.cost import cost, uncached
 from ai_budget.pricing.rates import ModelRates, resolve
 from ai_budget.pricing.usage import read_usage
+from ai_budget.savings.prompt_cache import Marking
 from ai_budget.values import (
     SITE,
     Attempt,
     Bound,
+    Kind,
     Level,
     Measure,
     Reservation,
@@ -46,7 +52,11 @@ https://platform.claude.com/docs/en/api/rate-limits#response-headers"""
 
 @dataclass(slots=True, kw_only=True)
 class OpenAttempt:
-    """A reservation whose request is on its way, and all that booking it needs."""
+    """A reservation whose request is on its way, and all that booking it needs.
+
+    ``asking`` is whoever waits for the same answer in the response cache; ``window_end`` is when
+    the budget recovers that made the model a cheaper one.
+    """
 
     ledger: Ledger
     reservation: Reservation
@@ -56,6 +66,9 @@ class OpenAttempt:
     call: OpenCall | None
     region: str
     started: float = field(default_factory=periods.monotonic)
+    asking: Asking | None = None
+    marking: Marking | None = None
+    window_end: datetime | None = None
     heard: Mapping[Measure, int] = field(default_factory=dict)
     heard_at: float = 0.0
     booked: bool = False
@@ -84,7 +97,8 @@ class OpenAttempt:
         self._book(
             Settlement(
                 status=Status.RELEASED, cost_nanousd=0, error=reason, keep_call=False, tokens=0
-            )
+            ),
+            unbilled=True,
         )
 
     def book_lost(self, reason: str) -> None:
@@ -101,7 +115,8 @@ class OpenAttempt:
                 latency_ms=self._elapsed(),
                 error=f"HTTP {status}",
                 tokens=0,
-            )
+            ),
+            unbilled=True,
         )
 
     def book_message(self, message: Any, request_id: str) -> None:
@@ -112,7 +127,7 @@ class OpenAttempt:
             return
         stop_reason = str(message.get("stop_reason") or "")
         content = message.get("content") or []
-        turns.remember(self.attempt, _tool_use_ids(content))
+        self._remember_turn(_tool_use_ids(content))
         refused = stop_reason == "refusal" and not content
         self._book(
             self._of_usage(
@@ -121,14 +136,15 @@ class OpenAttempt:
                 free=refused,
                 stop_reason=stop_reason,
                 request_id=request_id,
-            )
+            ),
+            message=message,
         )
 
     def book_stream(
         self, answer: StreamedAnswer, *, ended: bool, failure: str, request_id: str
     ) -> None:
         """Book a stream, whole or not."""
-        turns.remember(self.attempt, answer.tool_use_ids)
+        self._remember_turn(answer.tool_use_ids)
         seen: dict[str, Any] = {
             "stop_reason": answer.stop_reason,
             "request_id": request_id,
@@ -138,10 +154,20 @@ class OpenAttempt:
         }
         if answer.complete:
             refused = answer.stop_reason == "refusal" and not answer.blocks
-            self._book(self._of_usage(answer.usage, answered=answer.model, free=refused, **seen))
+            settlement = self._of_usage(answer.usage, answered=answer.model, free=refused, **seen)
+            self._book(settlement, message=answer.message)
             return
         error = answer.error or failure or ("incomplete" if ended else "closed early")
         self._book(self._of_part(answer, error=error, seen=seen))
+
+    def _remember_turn(self, tool_use_ids: list[str]) -> None:
+        """Note who called tools, where another model would be asked with their results."""
+        if self.downgraded or self._routed_from not in ("", self.attempt.model):
+            turns.remember(self.attempt.model, tool_use_ids)
+
+    @property
+    def _routed_from(self) -> str:
+        return "" if self.call is None else self.call.routed_from
 
     def _of_part(self, answer: StreamedAnswer, *, error: str, seen: dict[str, Any]) -> Settlement:
         """Book a stream that nobody read to its end: what is known, and what may be on its way.
@@ -180,21 +206,21 @@ class OpenAttempt:
         self, raw: Mapping[str, Any], *, answered: str, free: bool = False, **seen: Any
     ) -> Settlement:
         usage = Usage()
+        saved, levers = 0, list[str]()
         try:
             usage = read_usage(raw)
-            spent = (
-                0
-                if free
-                else cost(
-                    self._rates_of(answered),
-                    usage,
-                    at=self.attempt.reserved_at,
-                    region=self.region,
-                )
-            )
+            rates = self._rates_of(answered)
+            spent = 0 if free else self._cost(rates, usage)
+            plain = self._cost(rates, uncached(usage))
+            if not free:
+                saved, levers = self._saving(rates, usage, spent=spent, plain=plain)
         except (UnclassifiedUsage, UnpricedModel) as error:
             log.warning("A call to %s is booked at its bound: %s", self.attempt.model, error)
             return self._at_bound(type(error).__name__, usage=usage, **seen)
+        if self.marking is not None and free:
+            self.marking.cancel()
+        elif self.marking is not None:
+            self.marking.book(usage, cost_plain_nanousd=plain)
         if usage.unclassified:
             log.warning("Usage has fields without a price rule: %s", ", ".join(usage.unclassified))
         return Settlement(
@@ -203,8 +229,35 @@ class OpenAttempt:
             usage=usage,
             latency_ms=self._elapsed(),
             tokens=usage.metered_tokens,
+            saved_nanousd=saved,
+            saved_reason=", ".join(levers),
             **seen,
         )
+
+    def _cost(self, rates: ModelRates, usage: Usage) -> int:
+        return cost(rates, usage, at=self.attempt.reserved_at, region=self.region)
+
+    def _saving(
+        self, rates: ModelRates, usage: Usage, *, spent: int, plain: int
+    ) -> tuple[int, list[str]]:
+        """Return what the same tokens would have cost more without the levers, and which.
+
+        ``plain`` is their cost without the prompt cache. A router's request is what routing costs.
+        """
+        attempt = self.attempt
+        if attempt.kind is Kind.ROUTER:
+            return -spent, ["routing"]
+        asked = self._routed_from or attempt.requested_model
+        levers = ["routing"] if asked != attempt.requested_model else []
+        levers += ["downgrade"] if self.downgraded else []
+        levers += ["prompt cache"] if plain != spent else []
+        if asked != attempt.model and rates is self.rates:
+            with suppress(UnpricedModel):
+                instead = resolve(
+                    asked, at=attempt.reserved_at, provider=attempt.provider, region=self.region
+                )
+                plain = self._cost(instead, uncached(usage))
+        return plain - spent, levers
 
     def _rates_of(self, answered: str) -> ModelRates:
         """Return the prices of the model that answered: a fallback, where there are any.
@@ -244,13 +297,37 @@ class OpenAttempt:
             for measure, remaining in self.heard.items()
         )
 
-    def _book(self, settlement: Settlement) -> None:
-        """Settle once. What fails here is settled by the tick: the answer is not lost for it."""
+    def _book(self, settlement: Settlement, *, message: Any = None, unbilled: bool = False) -> None:
+        """Settle once. What fails here is settled by the tick: the answer is not lost for it.
+
+        ``message`` is a whole answer, for others who ask the same; ``unbilled`` says that nothing
+        was used, so that nothing of what was set aside is.
+        """
         with self.lock:
             if self.booked:
                 return
             self.booked = True
-        settlement = replace(settlement, levels=self._levels())
+        if unbilled and self.marking is not None:
+            self.marking.cancel()
+        try:
+            self._settle(replace(settlement, levels=self._levels()))
+        finally:
+            self._pass_on(settlement, message)
+
+    def _pass_on(self, settlement: Settlement, message: Any) -> None:
+        """Keep the answer for those who ask the same, or let one of them ask."""
+        if self.asking is None:
+            return
+        if not isinstance(message, Mapping) or settlement.status is not Status.SETTLED:
+            self.asking.give_up()
+            return
+        left = math.inf
+        if self.window_end is not None:
+            left = (self.window_end - self.attempt.reserved_at).total_seconds()
+            left -= periods.monotonic() - self.started
+        self.asking.keep(message, left, cost=settlement.cost_nanousd, model=self.attempt.model)
+
+    def _settle(self, settlement: Settlement) -> None:
         if self.call is not None:
             self.call.settled.append((self.reservation, settlement))
             if not settlement.keep_call and self.reservation.amounts.calls:

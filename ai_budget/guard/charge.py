@@ -15,6 +15,9 @@ from ai_budget import periods
 from ai_budget.conf import conf
 from ai_budget.values import Charge, Kind, Reservation, Settlement, Usage
 
+HELPERS = frozenset({Kind.ROUTER, Kind.SUMMARY})
+"""Requests that only help a call. They are none in quotas, and need room for the one they help."""
+
 LONGEST_SUBJECT = 100
 """Characters that the journal keeps of a subject."""
 
@@ -149,11 +152,17 @@ class OpenCall:
 
     ``left_open`` names the parameters that the caller leaves to the feature's budget. ``wait``
     is how many seconds all its attempts together may wait for limits, from the first refusal on.
+    ``cache`` and ``ttl`` are how its answer is kept, where it says so itself. ``routed_from`` is
+    the model that it would have asked for without its router, and ``notes`` say why.
     """
 
     kind: Kind
     left_open: frozenset[str] = frozenset()
     wait: float = 0.0
+    cache: str | None = None
+    ttl: float | None = None
+    routed_from: str = ""
+    notes: tuple[str, ...] = ()
     deadline: float | None = None
     call_id: uuid.UUID = field(default_factory=uuid.uuid4)
     attempts: int = 0
@@ -161,6 +170,7 @@ class OpenCall:
     settled: list[tuple[Reservation, Settlement]] = field(default_factory=list)
     model: str = ""
     requested_model: str = ""
+    cached: bool = False
     outer: OpenCall | None = None
 
     @property
@@ -171,6 +181,15 @@ class OpenCall:
     def usage(self) -> Usage:
         """What the last attempt was booked with."""
         return self.settled[-1][1].usage if self.settled else Usage()
+
+    def helper(self, kind: Kind) -> OpenCall:
+        """Return a call that only helps this one: its own request, on this one's bill."""
+        return OpenCall(
+            kind=kind,
+            call_id=self.call_id,
+            attempts=self.attempts,
+            settled=self.settled,
+        )
 
     def patience(self) -> float:
         """Return how many seconds it may still wait; the first time they begin to run."""

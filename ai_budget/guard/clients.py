@@ -92,7 +92,8 @@ def _guarded(client: Any, payer: Payer) -> Any:
 
     provider, region = platform_of(client)
     others = [one for one in client.middleware if not isinstance(one, BudgetGuard)]
-    guard = BudgetGuard(payer, provider=provider, region=region)
+    bare = client.with_options(middleware=[]) if client.middleware else client
+    guard = BudgetGuard(payer, provider=provider, region=region, client=bare)
     return client.with_options(middleware=[*others, guard])
 
 

@@ -21,9 +21,13 @@ from asgiref.sync import sync_to_async
 
 from ai_budget.exceptions import UnboundedCall, UnpricedEndpoint
 from ai_budget.guard import endpoints
+from ai_budget.guard.answers import Surroundings
 from ai_budget.guard.attempt import OpenAttempt
 from ai_budget.guard.charge import Payer, current_payer
-from ai_budget.guard.opening import Count, Opening, Outgoing, Pause
+from ai_budget.guard.deciding import Outgoing
+from ai_budget.guard.events import Assembly
+from ai_budget.guard.opening import Count, Found, Opening, Pause, Step
+from ai_budget.guard.replay import replay, replay_async
 from ai_budget.guard.rules import read_rules
 from ai_budget.guard.stream import (
     BodyReader,
@@ -65,10 +69,11 @@ _NEVER_LEFT = (
 class BudgetGuard(Middleware):
     """Bounds, reserves and settles every paid request of a client; refuses what has no price."""
 
-    def __init__(self, payer: Payer, *, provider: str, region: str) -> None:
+    def __init__(self, payer: Payer, *, provider: str, region: str, client: Any) -> None:
         self.payer = payer
         self.provider = provider
         self.region = region
+        self.client = client
 
     def __repr__(self) -> str:
         return f"<BudgetGuard provider={self.provider!r}>"
@@ -80,6 +85,8 @@ class BudgetGuard(Middleware):
                 self._ensure_allowed(request)
             return call_next(request)
         attempt = _open(Opening(self._outgoing(request), self.payer), request, call_next)
+        if isinstance(attempt, Found):
+            return replay(request, attempt.message, client=self.client)
         try:
             response = call_next(_prepared(request, attempt))
         except BaseException as error:
@@ -101,6 +108,8 @@ class BudgetGuard(Middleware):
             return await call_next(request)
         opening = Opening(self._outgoing(request), self.payer)
         attempt = await _open_async(opening, request, call_next)
+        if isinstance(attempt, Found):
+            return replay_async(request, attempt.message, client=self.client)
         try:
             response = await call_next(_prepared(request, attempt))
         except GeneratorExit as error:
@@ -146,6 +155,18 @@ class BudgetGuard(Middleware):
             provider=self.provider,
             region=self.region,
             workspace_named=any(name.lower() == _WORKSPACE_HEADER for name in request.headers),
+            around=lambda: self._around(request),
+        )
+
+    def _around(self, request: anthropic.APIRequest) -> Surroundings:
+        return Surroundings(
+            url=request.url,
+            base_url=str(self.client.base_url),
+            provider=self.provider,
+            region=self.region,
+            headers=request.headers,
+            client_headers=self.client.default_headers,
+            query=request.query_params,
         )
 
 
@@ -250,7 +271,8 @@ def _listen(
     encoding = response.headers.get("content-encoding", "")
     kind = response.headers.get("content-type", "").partition(";")[0].strip()
     if kind in ("text/event-stream", "application/vnd.amazon.eventstream"):
-        answer = StreamedAnswer()
+        waited_for = attempt.asking is not None and attempt.asking.claimed
+        answer = StreamedAnswer(assembly=Assembly() if waited_for else None)
         events = EventReader(answer) if kind == "text/event-stream" else FrameReader(answer)
 
         def finish_stream(ended: bool, failure: str) -> None:
@@ -303,19 +325,25 @@ until it is done. The next call books them, or the tick.
 """
 
 
-def _open(opening: Opening, request: anthropic.APIRequest, call_next: CallNext) -> OpenAttempt:
+def _open(
+    opening: Opening, request: anthropic.APIRequest, call_next: CallNext
+) -> OpenAttempt | Found:
     """Reserve; wait or let the prompt be counted where that may help."""
-    while True:
-        step = _reserve(opening)
-        if isinstance(step, OpenAttempt):
-            return step
-        if isinstance(step, Pause):
-            time.sleep(step.seconds)
-        else:
-            opening.learn(_ask_count(request, step, call_next))
+    try:
+        while True:
+            step = _reserve(opening)
+            if isinstance(step, (OpenAttempt, Found)):
+                return step
+            if isinstance(step, Pause):
+                time.sleep(step.seconds)
+            else:
+                opening.learn(_ask_count(request, step, call_next))
+    except BaseException:
+        opening.give_up()
+        raise
 
 
-def _reserve(opening: Opening) -> OpenAttempt | Pause | Count:
+def _reserve(opening: Opening) -> Step:
     """Reserve, after the bookings that were put off."""
     while _put_off:
         with suppress(IndexError):  # another thread was faster
@@ -404,19 +432,23 @@ async def _in_thread(step: Callable[[], Result]) -> Result:
 
 async def _open_async(
     opening: Opening, request: anthropic.APIRequest, call_next: AsyncCallNext
-) -> OpenAttempt:
+) -> OpenAttempt | Found:
     """Reserve without holding a thread meanwhile. See ``_open``."""
-    while True:
-        step = await _reserve_async(opening)
-        if isinstance(step, OpenAttempt):
-            return step
-        if isinstance(step, Pause):
-            await asyncio.sleep(step.seconds)
-        else:
-            opening.learn(await _ask_count_async(request, step, call_next))
+    try:
+        while True:
+            step = await _reserve_async(opening)
+            if isinstance(step, (OpenAttempt, Found)):
+                return step
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.seconds)
+            else:
+                opening.learn(await _ask_count_async(request, step, call_next))
+    except (asyncio.CancelledError, GeneratorExit):
+        _later(_in_thread, opening.give_up)
+        raise
 
 
-async def _reserve_async(opening: Opening) -> OpenAttempt | Pause | Count:
+async def _reserve_async(opening: Opening) -> Step:
     """Reserve; if the caller is cancelled meanwhile, give back what was taken."""
     task = asyncio.get_running_loop().create_task(sync_to_async(_reserve)(opening))
     _keep(task)
@@ -427,7 +459,7 @@ async def _reserve_async(opening: Opening) -> OpenAttempt | Pause | Count:
         raise
 
 
-async def _give_back(task: asyncio.Future[OpenAttempt | Pause | Count], reason: str) -> None:
+async def _give_back(task: asyncio.Future[Step], reason: str) -> None:
     """Release what was reserved for a caller who is gone."""
     try:
         step = await task

@@ -6,9 +6,10 @@ what to do before it is asked again. It raises once nothing can help any more.
 
 from __future__ import annotations
 
+import json
 import random
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -18,42 +19,46 @@ from django.db import connections
 
 from ai_budget import periods, signals
 from ai_budget.conf import conf
-from ai_budget.exceptions import (
-    AIBudgetError,
-    FeatureDisabled,
-    LedgerUnavailable,
-    LimitReached,
-    UnboundedCall,
-    UnpricedModel,
-)
-from ai_budget.guard import turns
+from ai_budget.exceptions import AIBudgetError, FeatureDisabled, LedgerUnavailable, LimitReached
+from ai_budget.guard.answers import Asking, place_of, setting_of
 from ai_budget.guard.attempt import OpenAttempt
-from ai_budget.guard.charge import OpenCall, Payer, current_call, current_payer
+from ai_budget.guard.charge import HELPERS, OpenCall, Payer, current_call, current_payer
+from ai_budget.guard.deciding import (
+    Counted,
+    Decision,
+    Mark,
+    Outgoing,
+    bound_of,
+    completed,
+    decide,
+    ensure_readable,
+    tokens_of,
+)
+from ai_budget.guard.marks import Marks
 from ai_budget.guard.rules import read_rules
 from ai_budget.guard.telling import tell
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.base import Ledger
 from ai_budget.ledger.connection import retry
 from ai_budget.models import CallLog
-from ai_budget.policy.ladder import Choice, choose_model, percent_used
 from ai_budget.policy.limits import (
     Rules,
     ensure_enabled,
     ladder_limits,
     limits_in_force,
+    only_counting,
     refused_keys,
 )
-from ai_budget.pricing.bound import bound, count_request, is_expected_to_fit
-from ai_budget.pricing.rates import ModelRates, is_before_4_6, resolve
+from ai_budget.pricing.bound import count_request
+from ai_budget.savings.response_cache import Kept
 from ai_budget.values import (
     Amounts,
     Attempt,
-    Bound,
-    Bucket,
     Charge,
     Kind,
     Limit,
     Measure,
+    Settlement,
     Status,
 )
 
@@ -70,85 +75,6 @@ HOPEFUL_BYTES = 10
 """Bytes of text that a token may have at best. Prose has three to five; so a count that would
 not even help at ten is hopeless, and asking for it is for nothing."""
 
-_MODERN_THINKING = frozenset({"adaptive", "between_tools"})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outgoing:
-    """A request that is about to be sent, as the guard sees it."""
-
-    body: Mapping[str, Any] = field(repr=False)
-    stream: bool
-    retries: int
-    key: str
-    timeout: float | None
-    provider: str
-    region: str
-    workspace_named: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Counted:
-    """What the API counted for a prompt, in tokens, and what it was asked with."""
-
-    request: Mapping[str, Any] = field(repr=False)
-    tokens: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
-    """What would be sent, by which limits, and the most it can cost: before anything is taken."""
-
-    rules: Rules
-    limits: list[Limit | Bucket]
-    body: dict[str, Any] = field(repr=False)
-    requested_model: str
-    choice: Choice
-    rates: ModelRates
-    bound: Bound
-    notes: tuple[str, ...]
-
-
-def decide(
-    outgoing: Outgoing,
-    charge: Charge,
-    rules: Rules,
-    *,
-    ledger: Ledger,
-    at: datetime,
-    counted: Counted | None = None,
-) -> Decision:
-    """Return the decision on a request, from the rules and the balances of the moment.
-
-    Raises ``FeatureDisabled`` where a budget is paused.
-    """
-    ensure_enabled(rules)
-    limits = limits_in_force(charge, rules, at=at, zone=conf.TIME_ZONE)
-    body, notes = _completed(outgoing.body, rules)
-    requested = str(body["model"])
-    choice = _choose(body, rules, limits, ledger, outgoing, at)
-    body["model"] = choice.model
-    if choice.reason:
-        notes.append(choice.reason)
-    rates = resolve(choice.model, at=at, provider=outgoing.provider, region=outgoing.region)
-    tokens = None
-    # Another model would count another number.
-    if counted is not None and counted.request == count_request(body):
-        tokens = counted.tokens
-        notes.append(f"counted {tokens} input tokens")
-    most = _bound(body, rates, outgoing, rules, at=at, counted=tokens)
-    notes += [f"bound: {reason}" for reason in most.reasons]
-    return Decision(
-        rules=rules,
-        limits=limits,
-        body=body,
-        requested_model=requested,
-        choice=choice,
-        rates=rates,
-        bound=most,
-        notes=tuple(notes),
-    )
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pause:
@@ -164,6 +90,17 @@ class Count:
     request: dict[str, Any] = field(repr=False)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """The answer is there already, as the JSON of a message: send nothing."""
+
+    message: str = field(repr=False)
+
+
+Step = OpenAttempt | Found | Pause | Count
+"""What comes of trying to reserve an attempt."""
+
+
 class Opening:
     """One attempt that is to be reserved, and what has been tried for it so far.
 
@@ -175,46 +112,176 @@ class Opening:
         self._fixed = fixed
         self._counting: Count | None = None
         self._counted: Counted | None = None
+        self._asking: Asking | None = None
+        self._marks: Marks | None = None
+        self._started = periods.monotonic()
 
-    def reserve(self) -> OpenAttempt | Pause | Count:
+    def reserve(self) -> Step:
         """Decide anew and reserve; return the attempt with the body that is to be sent.
 
-        Where a limit says no and something may help, return that. Raises the errors of
+        Where the answer is in the cache return that; where a limit says no and something may
+        help, or somebody else asks the same just now, return what to do. Raises the errors of
         ``ai_budget.exceptions`` otherwise, and then nothing is reserved, and a refusal by a
         limit or by a paused budget is counted.
         """
+        if self._asking is not None and isinstance(waiting := self._asking.answer(), float):
+            return Pause(seconds=waiting)
         charge = self._fixed.over(current_payer()).charge()
         try:
             return self._reserve(charge)
-        except AIBudgetError as error:
-            tell(signals.call_refused, sender=Opening, charge=charge, error=error)
+        except BaseException as error:
+            self.give_up()
+            if isinstance(error, AIBudgetError):
+                tell(signals.call_refused, sender=Opening, charge=charge, error=error)
             raise
+
+    def give_up(self) -> None:
+        """Leave the question to others, and take the marks off: nothing will be sent."""
+        if self._asking is not None:
+            self._asking.give_up()
+        if self._marks is not None:
+            self._marks.cancel()
 
     def learn(self, tokens: int | None) -> None:
         """Take what the API counted; None where it did not."""
         if self._counting is not None and tokens is not None:
             self._counted = Counted(request=self._counting.request, tokens=tokens)
 
-    def _reserve(self, charge: Charge) -> OpenAttempt | Pause | Count:
+    def _reserve(self, charge: Charge) -> Step:
         outgoing = self._outgoing
-        _ensure_readable(outgoing)
+        ensure_readable(outgoing)
         ledger = ledgers.current()
         ledger.ensure_durable()
         at = ledger.now()
         rules = read_rules(charge, at=at)
         try:
-            decision = decide(outgoing, charge, rules, ledger=ledger, at=at, counted=self._counted)
+            ensure_enabled(rules)
+            found = self._find(charge, rules, ledger=ledger, at=at)
+            if found is not None:
+                return found
+            decision = decide(
+                outgoing,
+                charge,
+                rules,
+                ledger=ledger,
+                at=at,
+                counted=self._counted,
+                mark=self._marker(rules, at),
+            )
         except FeatureDisabled:
             _count_refusal(ledger, charge, at)
             raise
         try:
-            return _take(decision, outgoing, charge, ledger=ledger, at=at)
+            attempt = _take(
+                decision,
+                outgoing,
+                charge,
+                cache_checked=self._asking is not None,
+                ledger=ledger,
+                at=at,
+            )
         except LimitReached as error:
-            remedy = self._count(error, decision, at) or _pause(error)
+            remedy = self._unmark(error) or self._count(error, decision, at) or _pause(error)
             if remedy is not None:
                 return remedy
             _count_refusal(ledger, charge, at, scope=error.scope)
             raise
+        attempt.asking = self._asking
+        return attempt
+
+    def _find(
+        self, charge: Charge, rules: Rules, *, ledger: Ledger, at: datetime
+    ) -> Found | Pause | None:
+        """Return the answer from the cache, or how long to wait for it; None says to ask."""
+        call = current_call()
+        setting = setting_of(call, rules.feature)
+        if setting is None or self._outgoing.around is None:
+            return None
+        body, notes = completed(self._outgoing.body, rules)
+        if self._asking is None:
+            place = place_of(
+                body,
+                self._outgoing.around(),
+                charge,
+                rules,
+                scope=setting.scope,
+                stream=self._outgoing.stream,
+            )
+            if place is None:
+                return None
+            self._asking = Asking(place, setting, max_tokens=body["max_tokens"], at=at)
+        answer = self._asking.answer()
+        if answer is None or isinstance(answer, float):
+            return None if answer is None else Pause(seconds=answer)
+        notes.append(f"response cache, {setting.scope}")
+        self._book_found(answer, body, notes, charge, rules, ledger=ledger, at=at)
+        return Found(message=answer.message)
+
+    def _book_found(
+        self,
+        kept: Kept,
+        body: Mapping[str, Any],
+        notes: list[str],
+        charge: Charge,
+        rules: Rules,
+        *,
+        ledger: Ledger,
+        at: datetime,
+    ) -> None:
+        """Journal an answer from the cache; it costs a call where the feature says so."""
+        outgoing, call = self._outgoing, current_call()
+        attempt, counts = _attempt_of(
+            outgoing,
+            charge,
+            rules,
+            body,
+            model=kept.model,
+            notes=notes,
+            cache_checked=True,
+            at=at,
+        )
+        settlement = Settlement(
+            status=Status.CACHED,
+            cost_nanousd=0,
+            saved_nanousd=kept.cost_nanousd,
+            saved_reason="response cache",
+            stop_reason=str(json.loads(kept.message).get("stop_reason") or ""),
+            latency_ms=max(0, round((periods.monotonic() - self._started) * 1000)),
+        )
+        counts = counts and attempt.kind not in HELPERS
+        if counts and rules.feature.cache_counts:
+            limits = limits_in_force(charge, rules, at=at, zone=conf.TIME_ZONE)
+            try:
+                reservation = ledger.reserve(
+                    [only_counting(it) for it in limits if isinstance(it, Limit)],
+                    Amounts(nanousd=0),
+                    attempt,
+                )
+            except LimitReached as error:
+                _count_refusal(ledger, charge, at, scope=error.scope)
+                raise
+            ledger.settle(reservation, settlement)
+        else:
+            ledger.record(attempt, settlement)
+        if call is not None:
+            call.cached = True
+            _note_attempt(call, attempt, counts=counts)
+
+    def _marker(self, rules: Rules, at: datetime) -> Mark | None:
+        """Return what marks the body for the API's prompt cache, in the feature's way."""
+        mode, call = rules.feature.prompt_cache, current_call()
+        helps = call is not None and call.kind in HELPERS
+        if mode == "off" or helps:
+            return None
+        if self._marks is None:
+            self._marks = Marks(mode, rules.feature.name, at)
+        return self._marks.mark
+
+    def _unmark(self, error: LimitReached) -> Pause | None:
+        """Take the marks off, if without them the request may fit: writing costs more."""
+        if error.measure != Measure.NANOUSD or self._marks is None:
+            return None
+        return Pause(seconds=0) if self._marks.take_off() else None
 
     def _count(self, error: LimitReached, decision: Decision, at: datetime) -> Count | None:
         """Return the count to ask for, if what it would say may well let the prompt pass now.
@@ -228,7 +295,7 @@ class Opening:
         request = count_request(decision.body)
         if request is None:
             return None
-        least = _bound(
+        least = bound_of(
             decision.body,
             decision.rates,
             self._outgoing,
@@ -236,7 +303,7 @@ class Opening:
             at=at,
             counted=_text_bytes(request) // HOPEFUL_BYTES,
         )
-        needed = least.nanousd if error.measure == Measure.NANOUSD else _tokens(least)
+        needed = least.nanousd if error.measure == Measure.NANOUSD else tokens_of(least)
         later = error.refusal.delay is None and _left_to_wait()
         if needed > (error.limit if later else error.limit - error.spent - error.held):
             return None
@@ -245,37 +312,39 @@ class Opening:
 
 
 def _take(
-    decision: Decision, outgoing: Outgoing, charge: Charge, *, ledger: Ledger, at: datetime
+    decision: Decision,
+    outgoing: Outgoing,
+    charge: Charge,
+    *,
+    cache_checked: bool,
+    ledger: Ledger,
+    at: datetime,
 ) -> OpenAttempt:
     """Take what was decided from all limits at once."""
     call = current_call()
-    call_id, number, counts = _identity(outgoing, call)
-    attempt = Attempt(
-        call_id=call_id,
-        number=number,
-        charge=charge,
-        category=decision.rules.category_name,
-        kind=call.kind if call else (Kind.STREAM if outgoing.stream else Kind.ASK),
-        requested_model=decision.requested_model,
+    attempt, counts = _attempt_of(
+        outgoing,
+        charge,
+        decision.rules,
+        {**decision.body, "model": decision.requested_model},
         model=decision.choice.model,
-        provider=outgoing.provider,
-        max_tokens=decision.body["max_tokens"],
-        speed=str(decision.body.get("speed") or ""),
-        inference_geo=str(decision.body.get("inference_geo") or ""),
-        decision="; ".join(decision.notes),
+        notes=decision.notes,
         rates=decision.rates.reference,
-        reserved_at=at,
-        day=_day(at),
-        deadline=at + _patience(outgoing),
+        cache_checked=cache_checked,
+        at=at,
     )
+    helps = attempt.kind in HELPERS
     amounts = Amounts(
-        nanousd=decision.bound.nanousd, calls=int(counts), tokens=_tokens(decision.bound)
+        nanousd=decision.bound.nanousd,
+        calls=0 if helps else int(counts),
+        tokens=tokens_of(decision.bound),
+        calls_to_come=int(counts) if helps else 0,
     )
     reservation = ledger.reserve(decision.limits, amounts, attempt)
     if call is not None:
-        call.attempts += 1
-        call.counted = call.counted or counts
-        call.model, call.requested_model = attempt.model, attempt.requested_model
+        _note_attempt(call, attempt, counts=counts and not helps)
+    downgraded = attempt.model != attempt.requested_model
+    followed = ladder_limits(decision.rules, decision.limits) if downgraded else ()
     opened = OpenAttempt(
         ledger=ledger,
         reservation=reservation,
@@ -284,6 +353,8 @@ def _take(
         body=decision.body,
         call=call,
         region=outgoing.region,
+        marking=decision.marking,
+        window_end=min((limit.window.end for limit in followed), default=None),
     )
     if opened.downgraded:
         tell(
@@ -295,6 +366,49 @@ def _take(
             percent=decision.choice.percent,
         )
     return opened
+
+
+def _attempt_of(
+    outgoing: Outgoing,
+    charge: Charge,
+    rules: Rules,
+    body: Mapping[str, Any],
+    *,
+    model: str,
+    notes: Iterable[str],
+    cache_checked: bool,
+    at: datetime,
+    rates: str = "",
+) -> tuple[Attempt, bool]:
+    """Return what the journal records of an attempt, and whether it is the first of its call."""
+    call = current_call()
+    call_id, number, counts = _identity(outgoing, call)
+    attempt = Attempt(
+        call_id=call_id,
+        number=number,
+        charge=charge,
+        category=rules.category_name,
+        kind=call.kind if call else (Kind.STREAM if outgoing.stream else Kind.ASK),
+        requested_model=str(body["model"]),
+        model=model,
+        provider=outgoing.provider,
+        max_tokens=body["max_tokens"],
+        speed=str(body.get("speed") or ""),
+        inference_geo=str(body.get("inference_geo") or ""),
+        decision="; ".join((*(call.notes if call else ()), *notes)),
+        rates=rates,
+        reserved_at=at,
+        day=_day(at),
+        deadline=at + _patience(outgoing),
+        cache_checked=cache_checked,
+    )
+    return attempt, counts
+
+
+def _note_attempt(call: OpenCall, attempt: Attempt, *, counts: bool) -> None:
+    call.attempts += 1
+    call.counted = call.counted or counts
+    call.model, call.requested_model = attempt.model, attempt.requested_model
 
 
 def _pause(error: LimitReached) -> Pause | None:
@@ -318,31 +432,6 @@ def _count_refusal(ledger: Ledger, charge: Charge, at: datetime, *, scope: str =
         ledger.count_refusal(refused_keys(charge, _day(at), scope=scope))
 
 
-def _bound(
-    body: Mapping[str, Any],
-    rates: ModelRates,
-    outgoing: Outgoing,
-    rules: Rules,
-    *,
-    at: datetime,
-    counted: int | None,
-) -> Bound:
-    return bound(
-        body,
-        rates,
-        # The declaration is about the key's own workspace.
-        declared_geo=None if outgoing.workspace_named else conf.INFERENCE_GEO,
-        region=outgoing.region,
-        allow_unbounded=rules.feature.allow_unbounded,
-        counted=counted,
-        at=at,
-    )
-
-
-def _tokens(most: Bound) -> int:
-    return most.input_tokens + most.output_tokens
-
-
 def _text_bytes(value: Any) -> int:
     """Return the bytes of all texts in a request; files say by their bytes nothing of tokens."""
     if isinstance(value, str):
@@ -353,104 +442,6 @@ def _text_bytes(value: Any) -> int:
     if isinstance(value, (list, tuple)):
         return sum(map(_text_bytes, value))
     return 0
-
-
-def _ensure_readable(outgoing: Outgoing) -> None:
-    if bool(outgoing.body.get("stream")) != outgoing.stream:
-        raise UnboundedCall(
-            "Ask for a stream with stream=True or messages.stream(): one that is asked for in "
-            "extra_body cannot be followed."
-        )
-
-
-def _completed(body: Mapping[str, Any], rules: Rules) -> tuple[dict[str, Any], list[str]]:
-    """Return the body with what the caller left to the feature, and within its cap.
-
-    The notes say what was lowered.
-    """
-    call = current_call()
-    left_open = call.left_open if call is not None else frozenset()
-    feature = rules.feature
-    completed, notes = dict(body), []
-    if "model" in left_open or not body.get("model"):
-        completed["model"] = feature.model or conf.DEFAULT_MODEL
-    asked = None if "max_tokens" in left_open else body.get("max_tokens")
-    cap = feature.max_tokens
-    if asked is None:
-        completed["max_tokens"] = cap or conf.DEFAULT_MAX_TOKENS
-    elif cap is not None and _is_over(asked, cap):
-        completed["max_tokens"] = cap
-        notes.append(f"max_tokens {asked} to {cap}")
-    fallbacks = body.get("fallbacks")
-    if cap is not None and isinstance(fallbacks, list):
-        completed["fallbacks"] = [
-            {**entry, "max_tokens": cap}
-            if isinstance(entry, dict) and _is_over(entry.get("max_tokens"), cap)
-            else entry
-            for entry in fallbacks
-        ]
-    return completed, notes
-
-
-def _is_over(asked: Any, cap: int) -> bool:
-    # What is no number is refused with the bound, which says why.
-    return isinstance(asked, int) and asked > cap
-
-
-def _choose(
-    body: Mapping[str, Any],
-    rules: Rules,
-    limits: list[Limit | Bucket],
-    ledger: Ledger,
-    outgoing: Outgoing,
-    at: datetime,
-) -> Choice:
-    requested = str(body["model"])
-    if rules.ladder is None:
-        return Choice(model=requested)
-    kept = turns.model_of(body)
-    if kept is not None:
-        # Between a tool's call and its result the model stays the one that made the call.
-        return Choice(model=kept, reason="" if kept == requested else "same turn")
-    followed = ladder_limits(rules, limits)
-    try:
-        balances = ledger.balances(limit.key for limit in followed)
-    except LedgerUnavailable:
-        if conf.ON_LEDGER_FAILURE != "allow":
-            raise
-        return Choice(model=requested, reason="ladder not read")
-    choice = choose_model(
-        requested,
-        rules.rungs,
-        percent_used(followed, balances),
-        takes=lambda model: _takes(model, body, outgoing, at),
-    )
-    if rules.ladder.enforce or choice.model == requested:
-        return choice
-    reason = f"would downgrade to {choice.model} ({choice.reason})"
-    return Choice(model=requested, percent=choice.percent, reason=reason)
-
-
-def _takes(model: str, body: Mapping[str, Any], outgoing: Outgoing, at: datetime) -> bool:
-    """Say whether a model has a price, is no dearer, and accepts the request's parameters."""
-    where: dict[str, Any] = {"at": at, "provider": outgoing.provider, "region": outgoing.region}
-    try:
-        rates = resolve(model, **where)
-        rates.bands(str(body.get("speed") or ""))
-        asked = resolve(str(body["model"]), **where)
-    except UnpricedModel:
-        return False
-    here, there = asked.at(0, ""), rates.at(0, "")
-    if there.input > here.input or there.output > here.output:
-        return False
-    if rates.context_window < asked.context_window and not is_expected_to_fit(body, rates):
-        return False
-    thinking = body.get("thinking")
-    output = body.get("output_config")
-    modern = (isinstance(thinking, Mapping) and thinking.get("type") in _MODERN_THINKING) or (
-        isinstance(output, Mapping) and output.get("effort")
-    )
-    return not (modern and is_before_4_6(model))
 
 
 def _identity(outgoing: Outgoing, call: OpenCall | None) -> tuple[uuid.UUID, int, bool]:

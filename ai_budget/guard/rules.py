@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -15,7 +15,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import FilteredRelation, Q, QuerySet, Value
+from django.db.models import F, FilteredRelation, Q, QuerySet, Value
 
 from ai_budget import money
 from ai_budget.conf import conf
@@ -72,6 +72,28 @@ def read_site(*, at: datetime) -> Budget:
     return _retried(read)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Routing:
+    """How a feature's calls are routed, the model it asks for ("": the default), and its cache."""
+
+    how: str = "off"
+    model: str = ""
+    cache_scope: str = "off"
+
+
+def read_routing(feature: str) -> Routing:
+    """Return how a feature's calls are routed; one that nobody has used yet is not created."""
+
+    def read() -> Routing:
+        rows = _phrased(connections[conf.LEDGER_DATABASE], "routing", _routing_query).run(feature)
+        # A collation may find one that is written differently.
+        found = (row[1:] for row in rows if row[0] == feature)
+        how, model, scope = next(found, ("off", "", "off"))
+        return Routing(how=how, model=model, cache_scope=scope)
+
+    return _retried(read)
+
+
 def read_quotas(charge: Charge) -> tuple[Quota, ...]:
     """Return the quotas of a caller for all features together."""
     return _retried(lambda: _quotas(charge, _NO_ID))
@@ -112,6 +134,16 @@ def _create(name: str) -> None:
         FeatureBudget.objects.using(alias).get_or_create(name=name)
 
 
+def forget_feature(name: str) -> None:
+    """Give a feature's answers another version, and leave those that are kept to be forgotten."""
+    alias = conf.LEDGER_DATABASE
+    if name == SITE:
+        _create(SITE)
+    with patient_transaction(connections[alias]):
+        budgets = FeatureBudget.objects.using(alias).filter(name=name)
+        budgets.update(cache_version=F("cache_version") + 1)
+
+
 def _ensure_creatable(feature: str) -> None:
     if not re.match(NAME_PATTERN, feature) or feature == SITE or len(feature) > 64:
         raise FeatureDisabled(
@@ -141,8 +173,8 @@ def _budgets(feature: str, at: datetime) -> dict[str, tuple[Budget, int, str | N
 
 
 def _category_name(name: str, row: Sequence[Any]) -> str | None:
-    parent: str | None = row[11]
-    has_children = row[16] is not None
+    parent: str | None = row[16]
+    has_children = row[21] is not None
     return parent or (name if has_children else None)
 
 
@@ -165,6 +197,11 @@ def _budgets_query() -> QuerySet[Any]:
             "model",
             "max_tokens",
             "allow_unbounded",
+            "cache_scope",
+            "cache_ttl",
+            "cache_counts",
+            "cache_version",
+            "prompt_cache",
             "parent__name",
             "rungs__at_percent",
             "rungs__model",
@@ -176,12 +213,17 @@ def _budgets_query() -> QuerySet[Any]:
     )
 
 
+def _routing_query() -> QuerySet[Any]:
+    own = FeatureBudget.objects.filter(name=_TEXTS[0])
+    return own.values_list("name", "routing", "model", "cache_scope").order_by()
+
+
 def _budget(rows: list[Any]) -> Budget:
     """Fold the rows of one budget, repeated for each of its rungs and overrides."""
     _, name, enabled, enforce, daily, monthly, requests, tokens, *others = rows[0]
-    model, max_tokens, unbounded, *_rest = others
-    rungs = {(row[12], row[13]) for row in rows if row[12] is not None}
-    overrides = {(row[14], row[15]) for row in rows if row[14] is not None}
+    model, max_tokens, unbounded, scope, ttl, counts, version, prompt_cache, *_rest = others
+    rungs = {(row[17], row[18]) for row in rows if row[17] is not None}
+    overrides = {(row[19], row[20]) for row in rows if row[19] is not None}
     default_daily, default_monthly = _limits_of_settings()
     daily = own_limit(daily, name, of_settings=default_daily)
     monthly = own_limit(monthly, name, of_settings=default_monthly)
@@ -196,6 +238,11 @@ def _budget(rows: list[Any]) -> Budget:
         model=model,
         max_tokens=max_tokens,
         allow_unbounded=bool(unbounded),
+        cache_scope=scope,
+        cache_ttl=ttl,
+        cache_counts=bool(counts),
+        cache_version=version,
+        prompt_cache=prompt_cache,
         rungs=tuple(Rung(at_percent=percent, model=model) for percent, model in sorted(rungs)),
     )
 

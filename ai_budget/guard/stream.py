@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ai_budget import periods
+from ai_budget.guard.events import Assembly
 
 ALLOWANCE_TOKENS = 512
 """Output that may have been on its way when a reader left: some seconds of generation."""
@@ -29,7 +30,7 @@ class StreamedAnswer:
     """What has been seen of an answer so far.
 
     ``unreadable`` says that something passed which could not be read: there may be more than
-    was seen.
+    was seen. ``assembly`` puts the message together, where somebody else waits for it.
     """
 
     model: str = ""
@@ -45,6 +46,12 @@ class StreamedAnswer:
     error: str = ""
     first_token_at: float | None = None
     tool_use_ids: list[str] = field(default_factory=list)
+    assembly: Assembly | None = None
+
+    @property
+    def message(self) -> dict[str, Any] | None:
+        """The whole message, if it was put together and nothing of it is missing."""
+        return None if self.assembly is None or self.unreadable else self.assembly.message
 
     @property
     def complete(self) -> bool:
@@ -62,6 +69,8 @@ class StreamedAnswer:
         see = _EVENTS.get(str(event.get("type")))
         if see is not None:
             see(self, event)
+        if self.assembly is not None:
+            self.assembly.see(event)
 
     def _message_start(self, event: dict[str, Any]) -> None:
         message = event.get("message") or {}

@@ -1,8 +1,8 @@
 """Remembers which model called a tool, so that its result goes back to the same one.
 
-Only downgraded turns are remembered: the others name their model themselves. The memory is
-Django's cache; without it a turn may change its model, which costs no promise, so a cache that
-fails neither refuses a call nor loses its booking.
+Only turns are remembered that another model took over: the others name their model themselves.
+The memory is Django's cache; without it a turn may change its model, which costs no promise, so a
+cache that fails neither refuses a call nor loses its booking.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 from django.core.cache import caches
 
 from ai_budget.conf import conf
-from ai_budget.values import Attempt
 
 log = logging.getLogger("ai_budget")
 
@@ -23,11 +22,9 @@ SECONDS = 3600
 """How long a tool may take."""
 
 
-def remember(attempt: Attempt, tool_use_ids: Iterable[str]) -> None:
-    """Note the model of a downgraded turn that calls tools."""
-    if attempt.model == attempt.requested_model:
-        return
-    keys = {_key(tool_use_id): attempt.model for tool_use_id in tool_use_ids}
+def remember(model: str, tool_use_ids: Iterable[str]) -> None:
+    """Note the model of a turn that calls tools."""
+    keys = {_key(tool_use_id): model for tool_use_id in tool_use_ids}
     if not keys:
         return
     try:
@@ -39,7 +36,7 @@ def remember(attempt: Attempt, tool_use_ids: Iterable[str]) -> None:
 def model_of(body: Mapping[str, Any]) -> str | None:
     """Return the model that this request has to keep, if it carries a tool's result.
 
-    Where the turn was not downgraded that is the one it asks for.
+    Where nobody took the turn over that is the one it asks for.
     """
     ids = _result_ids(body)
     if not ids:

@@ -84,6 +84,12 @@ class Ledger(ABC):
         A true cost that comes after an estimate corrects it.
         """
 
+    def record(self, attempt: Attempt, settlement: Settlement) -> None:
+        """Journal an answer that took nothing from any limit: one from the cache."""
+        self.ensure_durable()
+        connection = connections[self.alias]
+        journals.insert_settled(connection, attempt, settlement)
+
     @abstractmethod
     def take(self, buckets: Sequence[Bucket], *, at: datetime) -> None:
         """Take one request from every bucket or from none, without a journal.
@@ -198,7 +204,7 @@ def breaches(
         if limit.measure is Measure.NANOUSD:
             requested, taken, held = amounts.nanousd, balance.taken_nanousd, balance.held_nanousd
         else:
-            requested, taken, held = amounts.calls, balance.calls, 0
+            requested, taken, held = amounts.calls_needed, balance.calls, 0
         if taken + requested > limit.amount:
             found.append(Breach(limit=limit, requested=requested, taken=taken, held=held))
     return found

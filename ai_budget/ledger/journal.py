@@ -97,6 +97,7 @@ class Journal:
             "inference_geo": attempt.inference_geo,
             "reserved_nanousd": amounts.nanousd,
             "decision": attempt.decision,
+            "cache_checked": attempt.cache_checked,
             "rates": attempt.rates,
             "reserved_at": attempt.reserved_at,
             "day": attempt.day,
@@ -118,8 +119,19 @@ class Journal:
         self, cursor: Any, row: int, settlement: Settlement, now: datetime, status: Status
     ) -> bool:
         """Write how the attempt ended, if its row still has that status; say whether it had."""
+        values = self._closing(settlement, now)
+        given = [values[name] for name in (*_CLOSED, *_REPORTED)]
+        cursor.execute(self.update, [*given, row, status.value])
+        return bool(cursor.rowcount)
+
+    def prepare_settled(self, attempt: Attempt, settlement: Settlement) -> dict[str, Any]:
+        """Return the columns of a row that is settled as it is written, and takes nothing."""
+        row = self.prepare(attempt, Amounts(nanousd=0, calls=0))
+        return {**row, **self._closing(settlement, attempt.reserved_at)}
+
+    def _closing(self, settlement: Settlement, now: datetime) -> dict[str, Any]:
         usage = settlement.usage
-        values = {
+        return {
             "status": settlement.status.value,
             "cost_nanousd": settlement.cost_nanousd,
             "input_tokens": usage.input_tokens,
@@ -138,10 +150,9 @@ class Journal:
             "latency_ms": settlement.latency_ms,
             "first_token_ms": settlement.first_token_ms,
             "error": settlement.error[:64],
+            "saved_nanousd": settlement.saved_nanousd,
+            "saved_reason": settlement.saved_reason[:32],
         }
-        given = [values[name] for name in (*_CLOSED, *_REPORTED)]
-        cursor.execute(self.update, [*given, row, status.value])
-        return bool(cursor.rowcount)
 
     def lock_estimate(self, cursor: Any, row: int) -> int | None:
         """Return what an estimated row was booked at, and lock it; None if it is not one."""
@@ -180,6 +191,8 @@ _CLOSED = (
     "latency_ms",
     "first_token_ms",
     "error",
+    "saved_nanousd",
+    "saved_reason",
 )
 
 _REPORTED = ("speed", "inference_geo")
@@ -202,6 +215,7 @@ _JOURNALED = _PREPARED | {
     "inference_geo",
     "reserved_nanousd",
     "decision",
+    "cache_checked",
     "rates",
 }
 """Columns that an attempt gives."""
@@ -238,6 +252,20 @@ def insert(
             return rows.write(cursor, prepared, note)
 
     return write_once(connection, attempt, write)
+
+
+def insert_settled(
+    connection: BaseDatabaseWrapper, attempt: Attempt, settlement: Settlement
+) -> int:
+    """Write the row of an attempt that took nothing and is over, and return its id."""
+
+    def write() -> int:
+        rows = journal(connection)
+        prepared = rows.prepare_settled(attempt, settlement)
+        with one_statement(connection) as cursor:
+            return rows.write(cursor, prepared)
+
+    return retry(connection, write)
 
 
 def close_open(

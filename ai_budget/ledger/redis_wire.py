@@ -55,9 +55,11 @@ def ask_for(limits: Sequence[Limit | Bucket], amounts: Amounts) -> Asked:
 def _check_json(limit: Limit, amounts: Amounts) -> list[Any]:
     amount = limit.amount or 0
     money = limit.measure is Measure.NANOUSD
-    requested = amounts.nanousd if money else amounts.calls
+    requested = amounts.nanousd if money else amounts.calls_needed
+    # Where the attempt is counted in already, what it takes is in what is taken.
+    most = amount if money else amount - amounts.calls_to_come
     field = f"{'t' if money else 'c'} {limit.scope}"
-    return [field, str(amount - requested), str(amount), int(limit.enforce)]
+    return [field, str(amount - requested), str(most), int(limit.enforce)]
 
 
 def bucket_json(bucket: Bucket, wanted: int) -> dict[str, int]:
@@ -83,10 +85,10 @@ def breach_of(found: Sequence[Any], asked: Asked, amounts: Amounts) -> Breach | 
         return bucket_breach(bucket, bucket.takes(amounts), int(found[2]))
     limit = asked.checks[int(found[1]) - 1][int(found[2]) - 1]
     money = limit.measure is Measure.NANOUSD
-    requested = amounts.nanousd if money else amounts.calls
+    requested = amounts.nanousd if money else amounts.calls_needed
     taken, spent, mine = int(found[3]), int(found[4]), int(found[5])
     if mine:
-        taken -= requested
+        taken -= amounts.nanousd if money else amounts.calls
     return Breach(limit=limit, requested=requested, taken=taken, held=taken - spent if money else 0)
 
 

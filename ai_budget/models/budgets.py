@@ -110,13 +110,54 @@ class FeatureBudget(models.Model):
         help_text=_("The default for every call, and the most that any may ask for."),
     )
     cache_scope = models.CharField(
-        _("response cache"), max_length=8, choices=CacheScope, default=CacheScope.OFF
+        _("response cache"),
+        max_length=8,
+        choices=CacheScope,
+        default=CacheScope.OFF,
+        help_text=_(
+            "A question that was asked before is answered for nothing. Private: each user has "
+            "answers of their own, and calls without a user none. Shared: everybody gets the same "
+            "answer, so never for prompts with a user's data. Off leaves it to the code."
+        ),
     )
-    cache_ttl = models.PositiveIntegerField(_("cache lifetime (seconds)"), default=3600)
+    cache_ttl = models.PositiveIntegerField(
+        _("cache lifetime (seconds)"),
+        default=3600,
+        help_text=_("The longer, the more calls are free, and the older an answer may be."),
+    )
+    cache_counts = models.BooleanField(
+        _("cached answers count as calls"),
+        default=False,
+        help_text=_("On: an answer from the cache takes a call from a user's quota."),
+    )
+    cache_version = models.PositiveIntegerField(
+        _("version of the cached answers"),
+        default=0,
+        help_text=_(
+            "Answers of another version are not found. Raise it when a prompt's meaning changes."
+        ),
+    )
     prompt_cache = models.CharField(
-        _("prompt cache"), max_length=4, choices=PromptCache, default=PromptCache.OFF
+        _("prompt cache"),
+        max_length=4,
+        choices=PromptCache,
+        default=PromptCache.OFF,
+        help_text=_(
+            "The API keeps the beginning of a prompt: reading it again costs a tenth or less, "
+            "keeping it a quarter more (5 minutes) or twice the price (1 hour). Automatic keeps "
+            "only what is seen to come again, and costs at most 1 % more than none."
+        ),
     )
-    routing = models.CharField(_("routing"), max_length=10, choices=Routing, default=Routing.OFF)
+    routing = models.CharField(
+        _("routing"),
+        max_length=10,
+        choices=Routing,
+        default=Routing.OFF,
+        help_text=_(
+            "Sends what a cheaper model can answer to a cheaper model, never to a dearer one. By "
+            "length costs nothing; a classifier is a small call of its own before the call."
+        ),
+    )
     allow_unbounded = models.BooleanField(
         _("allow unbounded calls"),
         default=False,

@@ -88,6 +88,11 @@ class CallLog(models.Model):
     cost_nanousd = models.BigIntegerField(_("cost"), null=True, blank=True)
     saved_nanousd = models.BigIntegerField(_("saved"), default=0)
     saved_reason = models.CharField(_("saved by"), max_length=32, blank=True)
+    cache_checked = models.BooleanField(
+        _("cache checked"),
+        default=False,
+        help_text=_("Whether the answer was looked for in the response cache."),
+    )
     decision = models.CharField(_("decision"), max_length=200, blank=True)
     rates = models.TextField(
         _("rates"), blank=True, help_text=_("The prices that the cost was reckoned with.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -37,6 +37,11 @@ class Budget:
     model: str = ""
     max_tokens: int | None = None
     allow_unbounded: bool = False
+    cache_scope: str = "off"
+    cache_ttl: int = 3_600
+    cache_counts: bool = False
+    cache_version: int = 0
+    prompt_cache: str = "off"
     rungs: tuple[Rung, ...] = ()
 
 
@@ -102,6 +107,11 @@ def ensure_enabled(rules: Rules) -> None:
         if not budget.enabled:
             whole = " (the whole site)" if budget.name == SITE else ""
             raise FeatureDisabled(f"The budget {budget.name!r}{whole} is paused.")
+
+
+def only_counting(limit: Limit) -> Limit:
+    """Return a limit for what costs nothing: calls have to fit, money is not looked at."""
+    return limit if limit.measure is Measure.CALLS else replace(limit, amount=None)
 
 
 def own_limit(given: int | None, name: str, *, of_settings: int | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -65,6 +66,18 @@ def cost(
     searches = usage.web_searches * rates.web_searches
     numerator, denominator = _add(numerator, denominator, searches, _SEARCHES)
     return money.ceil_div(numerator, denominator)
+
+
+def uncached(usage: Usage) -> Usage:
+    """Return the same usage as it would have been without the API's prompt cache."""
+    return replace(
+        usage,
+        input_tokens=usage.prompt_tokens,
+        cache_write_5m_tokens=0,
+        cache_write_1h_tokens=0,
+        cache_read_tokens=0,
+        iterations=tuple(replace(it, usage=uncached(it.usage)) for it in usage.iterations),
+    )
 
 
 def _part(

@@ -53,6 +53,8 @@ class Total:
     calls: int = 0
     attempts: int = 0
     cached: int = 0
+    looked_up: int = 0
+    saved_nanousd: int = 0
     refused: int = 0
     active_users: int = 0
     spend_by_users_nanousd: int = 0
@@ -61,8 +63,8 @@ class Total:
 
     @property
     def hit_rate(self) -> Decimal | None:
-        """The percentage of calls that the cache answered."""
-        return percent(self.cached, self.calls)
+        """The percentage of calls that the cache answered, of those that were looked up in it."""
+        return percent(self.cached, self.looked_up)
 
     @property
     def budget_used(self) -> Decimal | None:
@@ -81,6 +83,34 @@ class Total:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Caching:
+    """How often a feature's answers were looked for in the response cache, and found."""
+
+    feature: str
+    looked_up: int = 0
+    cached: int = 0
+    saved_nanousd: int = 0
+
+    @property
+    def hit_rate(self) -> Decimal | None:
+        """The percentage that was found."""
+        return percent(self.cached, self.looked_up)
+
+    @property
+    def is_worthless(self) -> bool:
+        """Whether too little is found, after enough calls to say so."""
+        enough = self.looked_up >= ENOUGH_LOOKED_UP
+        return enough and self.cached * 100 < self.looked_up * WORTH_CACHING_PERCENT
+
+
+ENOUGH_LOOKED_UP = 500
+"""Calls after which a hit rate tells something."""
+
+WORTH_CACHING_PERCENT = 20
+"""The hit rate below which the response cache of a feature is not worth having."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureSpend:
     """One feature; ``total_nanousd`` is what all features of the span spent."""
 
@@ -90,9 +120,16 @@ class FeatureSpend:
     held_nanousd: int = 0
     calls: int = 0
     cached: int = 0
+    looked_up: int = 0
+    saved_nanousd: int = 0
     refused: int = 0
     budget_nanousd: int | None = None
     plan_nanousd: int | None = None
+
+    @property
+    def caching(self) -> Caching:
+        """What its response cache did."""
+        return Caching(feature=self.feature, looked_up=self.looked_up, cached=self.cached)
 
     @property
     def share(self) -> Decimal | None:
@@ -101,8 +138,8 @@ class FeatureSpend:
 
     @property
     def hit_rate(self) -> Decimal | None:
-        """The percentage of calls that the cache answered."""
-        return percent(self.cached, self.calls)
+        """The percentage of calls that the cache answered, of those that were looked up in it."""
+        return percent(self.cached, self.looked_up)
 
     @property
     def budget_used(self) -> Decimal | None:
@@ -182,6 +219,15 @@ class Downgrade:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Saving:
+    """What a lever, or several on the same calls, took off the bill; negative where it added."""
+
+    lever: str
+    calls: int
+    saved_nanousd: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """Every section. ``since`` and ``until`` are in the zone whose days limits count in."""
 
@@ -196,6 +242,13 @@ class Report:
     models: tuple[ModelSpend, ...]
     refusals: tuple[Refusals, ...]
     downgrades: tuple[Downgrade, ...]
+    savings: tuple[Saving, ...] = ()
+
+    @property
+    def not_worth_caching(self) -> tuple[Caching, ...]:
+        """The features whose response cache finds too little."""
+        found = (feature.caching for feature in self.features)
+        return tuple(caching for caching in found if caching.is_worthless)
 
     @property
     def is_empty(self) -> bool:
@@ -251,6 +304,7 @@ def cost_report(span: Span, *, top: int = 10, using: str | None = None) -> Repor
         models=by_model(span, using=using),
         refusals=refusals,
         downgrades=by_downgrade(span, using=using),
+        savings=by_saving(span, using=using),
     )
 
 
@@ -268,6 +322,8 @@ def total(
         held_nanousd=Sum("reserved_nanousd", filter=_HELD, default=0),
         calls=_counted(),
         cached=_cached(),
+        missed=_missed(),
+        saved_nanousd=Sum("saved_nanousd", default=0),
         attempts=Count("id", filter=~_CACHED),
         active_users=Count("user_id", filter=~_RELEASED, distinct=True),
         spend_by_users_nanousd=Sum(
@@ -275,6 +331,7 @@ def total(
         ),
     )
     sums["calls"] += sums["cached"]
+    sums["looked_up"] = sums.pop("missed") + sums["cached"]
     return Total(
         refused=sum(row.refused for row in refusals),
         budget_nanousd=own.budget_nanousd,
@@ -300,6 +357,8 @@ def by_feature(
             held=Sum("reserved_nanousd", filter=_HELD, default=0),
             made=_counted(),
             cached=_cached(),
+            missed=_missed(),
+            saved=Sum("saved_nanousd", default=0),
         )
         .order_by()
     }
@@ -317,6 +376,8 @@ def by_feature(
                 held_nanousd=row["held"],
                 calls=row["made"] + row["cached"],
                 cached=row["cached"],
+                looked_up=row["missed"] + row["cached"],
+                saved_nanousd=row["saved"],
                 refused=refused.get(name, 0),
                 budget_nanousd=own.budget_nanousd,
                 plan_nanousd=own.plan_nanousd,
@@ -398,6 +459,37 @@ def by_downgrade(span: Span, *, using: str | None = None) -> tuple[Downgrade, ..
             spend_nanousd=row["spend"],
         )
         for row in rows
+    )
+
+
+def by_saving(span: Span, *, using: str | None = None) -> tuple[Saving, ...]:
+    """Return what each lever saved, the greatest first. Levers of one call stand together."""
+    rows = (
+        _calls(span, using)
+        .exclude(saved_reason="")
+        .values("saved_reason")
+        .annotate(saved=Sum("saved_nanousd"), calls=Count("id", filter=~_HELPERS))
+        .order_by("-saved", "saved_reason")
+    )
+    return tuple(
+        Saving(lever=row["saved_reason"], calls=row["calls"], saved_nanousd=row["saved"])
+        for row in rows
+    )
+
+
+def caching_of(feature: str, *, since: datetime, using: str | None = None) -> Caching:
+    """Return what the response cache of a feature, or of its category, did since then."""
+    span = Span(since=since, until=periods.now() + timedelta(days=1), feature=feature)
+    sums = _calls(span, using).aggregate(
+        missed=_missed(),
+        cached=_cached(),
+        saved_nanousd=Sum("saved_nanousd", filter=_CACHED, default=0),
+    )
+    return Caching(
+        feature=feature,
+        looked_up=sums["missed"] + sums["cached"],
+        cached=sums["cached"],
+        saved_nanousd=sums["saved_nanousd"],
     )
 
 
@@ -495,10 +587,18 @@ def average(amount: int, among: int) -> int | None:
 
 _PAID = Q(status__in=[CallLog.Status.SETTLED, CallLog.Status.ESTIMATED])
 _HELD = Q(status=CallLog.Status.RESERVED)
-_CACHED = Q(status=CallLog.Status.CACHED)
+_HELPERS = Q(kind__in=[CallLog.Kind.ROUTER, CallLog.Kind.SUMMARY])
+_CACHED = Q(status=CallLog.Status.CACHED) & ~_HELPERS
 _RELEASED = Q(status=CallLog.Status.RELEASED)
 _FEATURE = "feature:"
-_NOTHING: Mapping[str, int] = {"spend": 0, "held": 0, "made": 0, "cached": 0}
+_NOTHING: Mapping[str, int] = {
+    "spend": 0,
+    "held": 0,
+    "made": 0,
+    "cached": 0,
+    "missed": 0,
+    "saved": 0,
+}
 
 
 def _attempts(span: Span, using: str | None) -> QuerySet[CallLog]:
@@ -531,6 +631,11 @@ def _counted() -> Sum:
 
 def _cached() -> Count:
     return Count("id", filter=_CACHED)
+
+
+def _missed() -> Sum:
+    """Calls whose answers were looked for in the cache, and not found."""
+    return Sum("counted", filter=Q(cache_checked=True) & (_PAID | _HELD), default=0)
 
 
 def _members(name: str, using: str | None) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from ai_budget import money
 from ai_budget.periods import next_month
-from ai_budget.review.queries import Report
+from ai_budget.review.queries import ENOUGH_LOOKED_UP, WORTH_CACHING_PERCENT, Report
 from ai_budget.values import SITE
 
 NONE = "-"
@@ -67,7 +67,9 @@ def to_data(report: Report) -> dict[str, Any]:
             "calls": total.calls,
             "attempts": total.attempts,
             "cached": total.cached,
+            "looked_up": total.looked_up,
             "hit_rate_percent": _decimal(total.hit_rate),
+            "saved_usd": _exact(total.saved_nanousd),
             "refused": total.refused,
             "active_users": total.active_users,
             "cost_per_active_user_usd": _exact(total.cost_per_active_user_nanousd),
@@ -80,7 +82,10 @@ def to_data(report: Report) -> dict[str, Any]:
                 "held_usd": _exact(it.held_nanousd),
                 "calls": it.calls,
                 "cached": it.cached,
+                "looked_up": it.looked_up,
                 "hit_rate_percent": _decimal(it.hit_rate),
+                "worth_caching": not it.caching.is_worthless,
+                "saved_usd": _exact(it.saved_nanousd),
                 "budget_usd": _exact(it.budget_nanousd),
                 "budget_used_percent": _decimal(it.budget_used),
                 "plan_usd": _exact(it.plan_nanousd),
@@ -129,6 +134,10 @@ def to_data(report: Report) -> dict[str, Any]:
             }
             for it in report.downgrades
         ],
+        "savings": [
+            {"lever": it.lever, "calls": it.calls, "saved_usd": _exact(it.saved_nanousd)}
+            for it in report.savings
+        ],
     }
 
 
@@ -140,6 +149,7 @@ _NAMED_BY: Mapping[str, tuple[str, ...]] = {
     "models": ("model",),
     "refusals": ("feature",),
     "downgrades": ("feature", "requested_model", "model"),
+    "savings": ("lever",),
 }
 
 
@@ -232,6 +242,8 @@ def _summary(report: Report) -> str:
         rows.append(("Plan", f"{_usd(total.plan_nanousd)}{used}"))
     if total.held_nanousd:
         rows.append(("In flight", f"{_usd(total.held_nanousd)} held"))
+    if total.saved_nanousd:
+        rows.append(("Saved", _usd(total.saved_nanousd)))
     rows.append(("Calls", f"{total.calls:,}, of which {total.cached:,} from the cache"))
     rows.append(("Attempts", f"{total.attempts:,}"))
     rows.append(("Refused", f"{total.refused:,}"))
@@ -287,6 +299,22 @@ def _tables(report: Report) -> Iterator[_Table]:
             for it in report.downgrades
         ],
         names=3,
+    )
+    yield _Table(
+        title="Savings",
+        headings=["Lever", "Calls", "Saved"],
+        rows=[[it.lever, f"{it.calls:,}", _usd(it.saved_nanousd)] for it in report.savings],
+    )
+    yield _Table(
+        title=(
+            f"Not worth caching: under {WORTH_CACHING_PERCENT} % found in "
+            f"{ENOUGH_LOOKED_UP} calls or more"
+        ),
+        headings=["Feature", "Looked up", "Found", "Hit rate"],
+        rows=[
+            [it.feature, f"{it.looked_up:,}", f"{it.cached:,}", _percent(it.hit_rate)]
+            for it in report.not_worth_caching
+        ],
     )
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import AbstractUser
+from django.contrib.auth.models import AbstractUser, Group
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from pytest_django import Settings
 
+from ai_budget import periods
 from ai_budget.admin import FeatureBudgetAdmin
 from ai_budget.admin.amounts import bar, exact_usd, milliseconds, price, trimmed
 from ai_budget.models import DowngradeRung, FeatureBudget, LimitOverride, UserQuota
@@ -63,6 +64,13 @@ def form(**fields: Any) -> dict[str, Any]:
         "model": "",
         "max_tokens": "",
         "owner_email": "",
+        "requests_per_minute": "",
+        "tokens_per_minute": "",
+        "cache_scope": "off",
+        "cache_ttl": "3600",
+        "cache_version": "0",
+        "prompt_cache": "off",
+        "routing": "off",
         **formset("rungs"),
         **formset("overrides"),
         **fields,
@@ -234,13 +242,91 @@ def test_impossible_amounts_are_errors_of_the_form(root: Client, text: str) -> N
     assert "daily_limit_usd" in response.context["adminform"].form.errors
 
 
-def test_only_levers_that_work_are_offered(root: Client) -> None:
+def test_every_lever_is_offered_and_says_what_it_does_to_the_bill(root: Client) -> None:
     response: Any = root.get(ADD)
 
-    assert set(response.context["adminform"].form.fields) == {
+    fields = response.context["adminform"].form.fields
+    assert set(fields) == {
         "name", "parent", "enabled", "enforce", "daily_limit_usd", "monthly_limit_usd",
         "monthly_plan_usd", "plan_share", "model", "max_tokens", "allow_unbounded", "owner_email",
+        "requests_per_minute", "tokens_per_minute", "cache_scope", "cache_ttl", "cache_counts",
+        "cache_version", "prompt_cache", "routing",
     }  # fmt: skip
+    for lever in ("cache_scope", "cache_ttl", "cache_counts", "prompt_cache", "routing"):
+        assert len(fields[lever].help_text.split()) >= 10
+
+
+def test_the_whole_site_has_no_levers_but_can_be_forgotten(root: Client) -> None:
+    site = FeatureBudgetFactory.create(name="*")
+
+    response: Any = root.get(change_url(site))
+
+    fields = set(response.context["adminform"].form.fields)
+    assert "cache_version" in fields
+    assert not fields & {"cache_scope", "prompt_cache", "routing"}
+
+
+def test_a_lever_is_turned_on(root: Client) -> None:
+    chat = FeatureBudgetFactory.create(name="chat")
+
+    save(root, change_url(chat), name="chat", cache_scope="private", prompt_cache="auto")
+
+    chat.refresh_from_db()
+    assert (chat.cache_scope, chat.prompt_cache, chat.routing) == ("private", "auto", "off")
+
+
+# The response cache -----------------------------------------------------------------------------
+
+
+def test_the_page_says_how_much_is_found_in_the_cache(root: Client) -> None:
+    chat = FeatureBudgetFactory.create(name="chat")
+    CallLogFactory.create_batch(3, feature=chat, cache_checked=True, reserved_at=periods.now())
+    CallLogFactory.create(
+        feature=chat,
+        status="cached",
+        cache_checked=True,
+        saved_nanousd=2_000_000_000,
+        reserved_at=periods.now(),
+    )
+
+    page = root.get(change_url(chat)).content.decode()
+
+    assert "1 of 4 calls in 30 days (25.0 %), $2.00 saved" in page
+    assert "Not worth caching" not in page
+
+
+def test_the_page_says_that_a_cache_finds_too_little(
+    root: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ai_budget.review.queries.ENOUGH_LOOKED_UP", 2)
+    chat = FeatureBudgetFactory.create(name="chat")
+    CallLogFactory.create_batch(2, feature=chat, cache_checked=True, reserved_at=periods.now())
+
+    page = root.get(change_url(chat)).content.decode()
+
+    assert "Not worth caching: fewer than 20 % are found." in page
+
+
+def test_cached_answers_are_forgotten_from_the_list(root: Client) -> None:
+    chat, other = (FeatureBudgetFactory.create(name=name) for name in ("chat", "other"))
+
+    root.post(CHANGELIST, {"action": "forget", "_selected_action": [chat.pk]})
+
+    chat.refresh_from_db()
+    other.refresh_from_db()
+    assert (chat.cache_version, other.cache_version) == (1, 0)
+    assert history() == ["Changed Version of the cached answers (0 → 1)."]
+
+
+def test_who_may_only_look_forgets_nothing(staff: SignIn) -> None:
+    chat = FeatureBudgetFactory.create(name="chat")
+
+    staff("view_featurebudget").post(
+        CHANGELIST, {"action": "forget", "_selected_action": [chat.pk]}
+    )
+
+    chat.refresh_from_db()
+    assert chat.cache_version == 0
 
 
 def test_a_category_is_neither_the_site_nor_in_another(root: Client) -> None:
@@ -446,7 +532,8 @@ def test_a_category_with_features_is_not_deleted(root: Client) -> None:
 def quota(**fields: Any) -> dict[str, Any]:
     return {
         "user": "", "feature": "", "daily_calls": "", "daily_limit_usd": "",
-        "monthly_limit_usd": "", **fields,
+        "monthly_limit_usd": "", "group": "", "priority": "100", "requests_per_minute": "",
+        "tokens_per_minute": "", **fields,
     }  # fmt: skip
 
 
@@ -462,6 +549,20 @@ def test_a_quota_is_made_for_everyone_a_user_and_a_feature(root: Client) -> None
     assert "everyone" in content
     assert "anna" in content
     assert "$1.5" in content
+
+
+def test_a_quota_is_made_for_a_group_with_its_rates(root: Client) -> None:
+    students = Group.objects.create(name="students")
+
+    root.post(
+        f"{QUOTAS}add/",
+        quota(group=students.pk, priority="5", requests_per_minute="20", tokens_per_minute="9000"),
+    )
+
+    row = UserQuota.objects.get()
+    assert (row.group, row.priority) == (students, 5)
+    assert (row.requests_per_minute, row.tokens_per_minute) == (20, 9_000)
+    assert "students" in root.get(QUOTAS).content.decode()
 
 
 @pytest.mark.parametrize("whose", ["everyone", "anna"])

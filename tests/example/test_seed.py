@@ -61,7 +61,7 @@ class SeededMonthTests(TestCase):
     def test_it_shows_everything_that_can_happen(self) -> None:
         statuses = Counter(CallLog.objects.values_list("status", flat=True))
         assert set(statuses) == set(CallLog.Status.values)
-        assert statuses[CallLog.Status.SETTLED] > sum(statuses.values()) * 0.9
+        assert statuses[CallLog.Status.SETTLED] > sum(statuses.values()) * 0.8
         assert statuses[CallLog.Status.RESERVED] == 1
         assert CallLog.objects.filter(attempt=1, counted=0).exists()
         assert any(row.downgraded for row in CallLog.objects.exclude(decision=""))

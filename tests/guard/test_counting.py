@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import ai_budget
 from ai_budget import periods
 from ai_budget.guard import middleware
-from ai_budget.guard.opening import Counted, Outgoing, decide
+from ai_budget.guard.deciding import Counted, Outgoing, decide
 from ai_budget.guard.rules import read_rules
 from ai_budget.ledger import base as ledgers
 from ai_budget.models import FeatureBudget, UserQuota

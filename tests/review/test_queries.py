@@ -14,6 +14,7 @@ from pytest_django.fixtures import Settings
 from ai_budget import periods
 from ai_budget.models import CallLog, FeatureBudget
 from ai_budget.review.queries import (
+    Caching,
     FeatureSpend,
     Report,
     Span,
@@ -76,13 +77,64 @@ def test_each_status_counts_as_what_it_is(october: Span) -> None:
     CallLogFactory.create(status=Status.ESTIMATED, cost_nanousd=20)
     CallLogFactory.create(status=Status.RESERVED, reserved_nanousd=7)
     CallLogFactory.create(status=Status.RELEASED)
-    CallLogFactory.create(status=Status.CACHED)
+    CallLogFactory.create(status=Status.CACHED, cache_checked=True)
 
     total = cost_report(october).total
 
     assert (total.spend_nanousd, total.held_nanousd) == (120, 7)
     assert (total.calls, total.attempts, total.cached) == (4, 4, 1)
-    assert total.hit_rate == Decimal("25.0")
+    assert total.hit_rate == Decimal("100.0")
+
+
+def test_the_hit_rate_is_of_the_calls_that_were_looked_up(october: Span) -> None:
+    CallLogFactory.create_batch(3, cache_checked=True)
+    CallLogFactory.create(cache_checked=True, counted=0)  # a repeat of one of them
+    CallLogFactory.create(status=Status.CACHED, counted=0, cache_checked=True, saved_nanousd=70)
+    CallLogFactory.create_batch(4)  # the cache was off
+
+    (feature,) = cost_report(october).features
+
+    assert (feature.looked_up, feature.cached) == (4, 1)
+    assert feature.hit_rate == Decimal("25.0")
+    assert feature.saved_nanousd == 70
+
+
+def test_what_only_helps_a_call_is_no_call_and_no_hit(october: Span) -> None:
+    CallLogFactory.create(kind="router", counted=0, cost_nanousd=5, cache_checked=True)
+    CallLogFactory.create(kind="router", counted=0, status=Status.CACHED, cache_checked=True)
+
+    total = cost_report(october).total
+
+    assert (total.calls, total.cached, total.looked_up) == (0, 0, 0)
+    assert total.spend_nanousd == 5
+
+
+@pytest.mark.parametrize(
+    ("looked_up", "cached", "worthless"),
+    [(499, 0, False), (500, 99, True), (500, 100, False), (5_000, 999, True)],
+)
+def test_a_cache_that_finds_too_little_is_named(
+    looked_up: int, cached: int, worthless: bool
+) -> None:
+    caching = Caching(feature="chat", looked_up=looked_up, cached=cached)
+
+    assert caching.is_worthless is worthless
+
+
+def test_savings_are_listed_by_lever(october: Span) -> None:
+    CallLogFactory.create(saved_nanousd=50, saved_reason="prompt cache")
+    CallLogFactory.create(saved_nanousd=-20, saved_reason="prompt cache")
+    CallLogFactory.create(saved_nanousd=90, saved_reason="routing")
+    CallLogFactory.create(kind="router", counted=0, saved_nanousd=-5, saved_reason="routing")
+    CallLogFactory.create()
+
+    report = cost_report(october)
+
+    assert [(it.lever, it.calls, it.saved_nanousd) for it in report.savings] == [
+        ("routing", 1, 85),
+        ("prompt cache", 2, 30),
+    ]
+    assert report.total.saved_nanousd == 115
 
 
 def test_who_only_had_released_attempts_is_not_listed(october: Span) -> None:
@@ -375,11 +427,11 @@ def test_the_number_of_queries_does_not_grow_with_the_rows(
             CallLogFactory.create(user=UserFactory.create(), feature__name=f"feature-{index}")
 
     create(2)
-    # Refusals, budgets and their overrides, and one for each of the other seven.
-    with django_assert_num_queries(10):
+    # Refusals, budgets and their overrides, and one for each of the other eight.
+    with django_assert_num_queries(11):
         cost_report(october)
     create(20)
-    with django_assert_num_queries(10):
+    with django_assert_num_queries(11):
         cost_report(october)
 
 

@@ -19,6 +19,7 @@ from ai_budget.review.queries import (
     ModelSpend,
     Refusals,
     Report,
+    Saving,
     SubjectSpend,
     Total,
     UserSpend,
@@ -49,6 +50,8 @@ FULL = replace(
         calls=1234,
         attempts=1300,
         cached=34,
+        looked_up=1234,
+        saved_nanousd=2_500_000_000,
         refused=7,
         active_users=40,
         spend_by_users_nanousd=SPEND,
@@ -62,6 +65,8 @@ FULL = replace(
             spend_nanousd=SPEND,
             calls=1234,
             cached=34,
+            looked_up=1234,
+            saved_nanousd=2_500_000_000,
             refused=7,
             budget_nanousd=20_000_000_000,
             plan_nanousd=15_000_000_000,
@@ -101,6 +106,10 @@ FULL = replace(
             spend_nanousd=9,
         ),
     ),
+    savings=(
+        Saving(lever="response cache", calls=34, saved_nanousd=2_600_000_000),
+        Saving(lever="prompt cache", calls=9, saved_nanousd=-100_000_000),
+    ),
 )
 
 
@@ -132,6 +141,7 @@ Spend         $12.35
 Budget        $20.00, 61.7 % used
 Plan          $15.00, 82.3 % used
 In flight     <$0.01 held
+Saved         $2.50
 Calls         1,234, of which 34 from the cache
 Attempts      1,300
 Refused       7
@@ -163,6 +173,15 @@ Refusals
 Downgrades
   Feature  Asked for        Answered by       Calls   Spend
   chat     claude-opus-5-5  claude-haiku-5-5      2  <$0.01
+
+Savings
+  Lever           Calls   Saved
+  response cache     34   $2.60
+  prompt cache        9  -$0.10
+
+Not worth caching: under 20 % found in 500 calls or more
+  Feature  Looked up  Found  Hit rate
+  chat         1,234     34     2.8 %
 """
     )
 

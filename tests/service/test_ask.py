@@ -12,6 +12,7 @@ from django.contrib.auth import get_user_model
 
 import ai_budget
 from ai_budget.models import CallLog
+from ai_budget.policy.routing import Question
 from ai_budget.testing import AnthropicSimulator, CutBeforeResponse, Fail, Reply
 from ai_budget.values import Kind
 from tests.guard.books import assert_balanced, assert_exact, bill, in_db, only_row, rows, statuses
@@ -23,6 +24,10 @@ WEATHER: dict[str, Any] = {
     "description": "Tells the weather",
     "input_schema": {"type": "object", "properties": {}},
 }
+
+
+async def coroutine(question: Question) -> str:
+    return question.asked
 
 
 def sent(api: AnthropicSimulator) -> dict[str, Any]:
@@ -177,11 +182,20 @@ def test_a_stream_is_not_asked_for_by_a_keyword(verb: str) -> None:
     assert not CallLog.objects.exists()
 
 
-@pytest.mark.parametrize("option", [{"cache": "private"}, {"ttl": 60}, {"route": "length"}])
-def test_an_option_that_does_nothing_yet_is_refused(
-    api: AnthropicSimulator, option: dict[str, Any]
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        ({"cache": "public"}, ValueError),
+        ({"ttl": -1}, ValueError),
+        ({"ttl": "60"}, TypeError),
+        ({"route": "cheapest"}, ValueError),
+        ({"route": coroutine}, TypeError),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(
+    api: AnthropicSimulator, option: dict[str, Any], error: type[Exception]
 ) -> None:
-    with pytest.raises(NotImplementedError, match=next(iter(option))):
+    with pytest.raises(error, match=next(iter(option))):
         ai_budget.ask("Hello", **option)
 
     assert api.requests == []

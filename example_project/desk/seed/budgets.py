@@ -32,6 +32,7 @@ class Plan:
     model: str
     max_tokens: int
     rungs: tuple[tuple[int, str], ...] = ()
+    cache_scope: str = "off"
     owner: str = ""
 
     @property
@@ -71,6 +72,8 @@ CLASSIFICATION = Plan(
     plan_usd="0.80",
     model="claude-haiku-5-5",
     max_tokens=64,
+    # The same book is often returned twice.
+    cache_scope="shared",
     owner="catalogue@desk.example",
 )
 TINY = Plan(
@@ -128,6 +131,7 @@ def _create(plan: Plan, category: FeatureBudget | None) -> None:
             "plan_share": plan.plan_share,
             "model": plan.model,
             "max_tokens": plan.max_tokens,
+            "cache_scope": plan.cache_scope,
             "owner_email": plan.owner,
         },
     )

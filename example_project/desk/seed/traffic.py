@@ -38,6 +38,7 @@ _WEEKEND = 0.35
 _HOURS = (2, 1, 1, 1, 1, 2, 5, 12, 25, 38, 44, 40, 28, 34, 42, 40, 33, 24, 18, 19, 20, 15, 9, 4)
 # As long as the guard waits for a call before it counts as abandoned.
 _PATIENCE = {CallLog.Kind.ASK: timedelta(minutes=21), CallLog.Kind.STREAM: timedelta(minutes=81)}
+_NOT_FOUND = 0.69  # the share of lookups that the response cache has no answer for
 _OVERLOADED = 0.006  # the share of calls that the API refuses once
 _MIGRATED = 16  # days ago the catalogue moved to a newer model
 _SITE_DAILY = money.parse_usd("5")
@@ -238,7 +239,8 @@ def _finish(dice: random.Random, row: CallLog, habit: Habit, usage: Usage) -> No
     if fate < 0.008:
         _release(row, "APIConnectionError")
         return
-    if habit.plan is CLASSIFICATION and fate > 0.93:
+    row.cache_checked = habit.plan.cache_scope != "off"
+    if row.cache_checked and fate > _NOT_FOUND:
         _from_cache(row, usage)
         return
     row.status = CallLog.Status.SETTLED

@@ -1,0 +1,189 @@
+"""Answers that are not asked for twice: which questions may be kept, and what becomes of one.
+
+The store itself is ``savings.response_cache``; what is decided here is whose answers are whose.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from ai_budget import periods
+from ai_budget.conf import conf
+from ai_budget.guard import endpoints
+from ai_budget.guard.charge import HELPERS, OpenCall
+from ai_budget.policy.limits import Budget, Rules
+from ai_budget.savings import response_cache
+from ai_budget.savings.response_cache import Claim, Kept, Place
+from ai_budget.values import Charge
+
+SHORTEST_LEASE = 10.0
+"""Seconds that the others wait at least for whoever asks, before one of them takes over."""
+
+TOKENS_A_SECOND = 40
+"""What a slow model writes: the longer an answer may be, the longer it is waited for."""
+
+LONGEST_LEASE = 300.0
+
+FIRST_LOOK_SECONDS = 0.02
+LONGEST_LOOK_SECONDS = 0.25
+"""How soon a waiting call looks again whether the answer is there: soon at first, then rarely."""
+
+_WITH_A_STATE = frozenset({"container", "mcp_servers", "thread"})
+"""Parameters by which an answer depends on more than the request, or changes more than it says."""
+
+_WITHOUT_EFFECT = frozenset({"stream"})
+"""Parameters that change how an answer arrives, and not what it says."""
+
+_OF_THE_WIRE = ("x-stainless-", "accept", "authorization", "x-api-key", "idempotency-key")
+"""How headers begin that say nothing to the model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """How the answers of a call are kept: whose they are, and for how many seconds."""
+
+    scope: str
+    ttl: float
+
+
+def setting_of(call: OpenCall | None, feature: Budget) -> Setting | None:
+    """Return how a call's answer is kept, by what it says itself and by its feature's budget.
+
+    What the call says wins over a feature that says nothing ("off"); a feature that says
+    "private" is not made "shared" by a call. What only helps a call is kept if it says so.
+    """
+    asked = call.cache if call is not None else None
+    if asked is None:
+        asked = "off" if call is not None and call.kind in HELPERS else feature.cache_scope
+    scope = asked
+    if scope == "shared" and feature.cache_scope == "private":
+        scope = "private"
+    ttl = feature.cache_ttl if call is None or call.ttl is None else call.ttl
+    return None if scope == "off" or ttl <= 0 else Setting(scope=scope, ttl=ttl)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surroundings:
+    """What beside its body decides what a request is answered."""
+
+    url: str
+    base_url: str
+    provider: str
+    region: str
+    headers: Mapping[str, Any] = field(repr=False)
+    client_headers: Mapping[str, Any] = field(repr=False)
+    query: Mapping[str, Any] = field(repr=False)
+
+    def named(self) -> dict[str, Any]:
+        """Return it as a part of a question."""
+        return {
+            "path": endpoints.normalize(self.url),
+            "base_url": self.base_url,
+            "provider": self.provider,
+            "region": self.region,
+            "headers": {**_telling(self.client_headers), **_telling(self.headers)},
+            "query": {name: str(value) for name, value in self.query.items()},
+        }
+
+
+def _telling(headers: Mapping[str, Any]) -> dict[str, str]:
+    named = {name.lower(): str(value) for name, value in headers.items()}
+    return {name: text for name, text in named.items() if not name.startswith(_OF_THE_WIRE)}
+
+
+def place_of(
+    body: Mapping[str, Any],
+    around: Surroundings,
+    charge: Charge,
+    rules: Rules,
+    *,
+    scope: str,
+    stream: bool,
+) -> Place | None:
+    """Return where the answer to a request is kept; None where it must not be.
+
+    A caller without an account or a subject has no private answers. The frames that Bedrock
+    streams in are not replayed.
+    """
+    if body.keys() & _WITH_A_STATE or (stream and around.provider == "bedrock"):
+        return None
+    question = {
+        "body": {name: value for name, value in body.items() if name not in _WITHOUT_EFFECT},
+        "around": around.named(),
+    }
+    return response_cache.place_of(
+        question,
+        scope=scope,
+        feature=charge.feature,
+        owner=owner_of(charge.user_id, charge.subject),
+        versions=[budget.cache_version for budget in rules.budgets],
+    )
+
+
+def owner_of(user_id: Any, subject: str) -> tuple[str, ...]:
+    """Return whose private answers are kept, and forgotten; () for nobody's."""
+    user = () if user_id is None else ("user", str(user_id))
+    return (*user, "subject", subject) if subject else user
+
+
+class Asking:
+    """One question on its way through the cache: found, waited for, or claimed and asked."""
+
+    def __init__(self, place: Place, setting: Setting, *, max_tokens: int, at: datetime) -> None:
+        self.setting = setting
+        self._place = place
+        self._at, self._since = at, periods.monotonic()
+        self._lease = min(LONGEST_LEASE, SHORTEST_LEASE + max_tokens / TOKENS_A_SECOND)
+        self._look_again = FIRST_LOOK_SECONDS
+        self._claim: Claim | None = None
+
+    @property
+    def claimed(self) -> bool:
+        """Whether it is ours to ask, and others wait for what we get."""
+        return self._claim is not None
+
+    def answer(self) -> Kept | float | None:
+        """Return the answer, or in how many seconds to look again; None says to ask for it.
+
+        Nobody waits longer than two of those who ask could take.
+        """
+        if self._claim is not None:
+            return None
+        waited = periods.monotonic() - self._since
+        at = self._at + timedelta(seconds=waited)
+        kept = response_cache.look_up(self._place, at=at, ttl=self.setting.ttl)
+        if kept is not None:
+            return kept
+        if waited > 2 * self._lease:
+            return None
+        claim = response_cache.claim(self._place, at=at, seconds=self._lease)
+        if not isinstance(claim, Claim):
+            pause, self._look_again = self._look_again, self._look_again * 1.5
+            return min(pause, LONGEST_LOOK_SECONDS)
+        self._claim = claim
+        # Whoever had the claim before may have kept the answer just now.
+        kept = response_cache.look_up(self._place, at=at, ttl=self.setting.ttl)
+        if kept is not None:
+            self.give_up()
+        return kept
+
+    def keep(self, message: Mapping[str, Any], kept_for: float, *, cost: int, model: str) -> None:
+        """Keep an answer that came, if it is one to keep, for at most so many seconds."""
+        if self._claim is None:
+            return
+        if message.get("stop_reason") not in conf.CACHE_STOP_REASONS or message.get("container"):
+            self._claim.release(uncacheable=True)
+            return
+        at = self._at + timedelta(seconds=periods.monotonic() - self._since)
+        text = json.dumps(message, separators=(",", ":"))
+        kept = Kept(message=text, cost_nanousd=cost, model=model, kept_at=at)
+        self._claim.store(kept, seconds=min(kept_for, self.setting.ttl))
+
+    def give_up(self) -> None:
+        """Let another ask, if nothing was kept."""
+        if self._claim is not None:
+            self._claim.release()

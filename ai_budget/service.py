@@ -22,6 +22,7 @@ from ai_budget.guard.answers import owner_of
 from ai_budget.guard.charge import OpenCall, Payer, charge, current_payer, user_id_of
 from ai_budget.guard.clients import async_client, client
 from ai_budget.guard.deciding import Outgoing, decide
+from ai_budget.guard.marks import dearest
 from ai_budget.guard.routing import (
     Classification,
     Routed,
@@ -198,10 +199,10 @@ def estimate(
 ) -> Estimate:
     """Return what ``ask`` with the same arguments would cost now; spend and write nothing.
 
-    ``most`` is what would be reserved. ``expected`` takes four bytes of text for a token and
-    the feature's own recent answers for the length of this one. No cache is looked into, and no
-    classifier asked: the model is the one that answers without it. Raises what ``ask`` raises
-    for requests without a price or a bound.
+    ``most`` is the most that would be reserved. ``expected`` takes four bytes of text for a
+    token and the feature's own recent answers for the length of this one. No cache is looked
+    into, and no classifier asked: the model is the one that answers without it. Raises what
+    ``ask`` raises for requests without a price or a bound.
     """
     call = _call(Kind.ASK, model, max_tokens, wait, cache, ttl, route)
     request = _request(prompt, system, model, max_tokens, None, params)
@@ -222,7 +223,8 @@ def estimate(
             region="",
         )
         rules = preview_rules(paying, at=at)
-        decision = decide(outgoing, paying, rules, ledger=ledger, at=at)
+        marks = dearest(rules.feature.prompt_cache, paying.feature, at)
+        decision = decide(outgoing, paying, rules, ledger=ledger, at=at, mark=marks.mark)
     usual = Usage(
         input_tokens=max(1, decision.bound.input_tokens // _BYTES_A_TOKEN),
         output_tokens=_usual_output(paying.feature, decision.body["max_tokens"]),

@@ -11,6 +11,14 @@ from ai_budget.savings import prompt_cache
 from ai_budget.savings.prompt_cache import Marking
 
 
+def dearest(mode: str, feature: str, at: datetime) -> Marks:
+    """Return the marks of a mode at their dearest, to tell beforehand what may be set aside.
+
+    What "auto" would do is not asked: it counts what it sees.
+    """
+    return Marks("1h" if mode == "auto" else mode, feature, at)
+
+
 class Marks:
     """The marks of one attempt: decided once for a body, however often it is tried."""
 

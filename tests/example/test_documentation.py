@@ -24,6 +24,7 @@ NOT_SETTINGS = {
     "ANTHROPIC_API_KEY",  # of the environment
     "ATOMIC_REQUESTS",  # Django's, of a database
     "KEY_PREFIX",  # Django's, of a cache
+    "MAX_ENTRIES",  # likewise
     "SECRET_KEY",  # Django's
     "REMOTE_ADDR",  # a request's
     "FLUSHALL",  # a command of Redis

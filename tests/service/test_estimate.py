@@ -111,3 +111,16 @@ def test_an_estimate_for_an_unknown_feature_is_refused_where_its_calls_are(
         pytest.raises(ai_budget.FeatureDisabled, match="misspelt"),
     ):
         ai_budget.estimate("Hi", feature="misspelt")
+
+
+@pytest.mark.parametrize("mode", ["5m", "1h", "auto"])
+def test_what_writing_to_the_prompt_cache_may_cost_is_in_the_most(
+    api: AnthropicSimulator, mode: str
+) -> None:
+    asked: dict[str, Any] = {"feature": "chat", "system": "Answer from the manual. " * 400}
+    with override_budget("chat", prompt_cache=mode):
+        expected = ai_budget.estimate("Why?", **asked)
+        ai_budget.ask("Why?", **asked)
+
+    assert expected.most_nanousd >= only_row().reserved_nanousd
+    assert mode == "auto" or expected.most_nanousd == only_row().reserved_nanousd

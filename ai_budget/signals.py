@@ -18,4 +18,7 @@ Arguments: ``charge`` (ai_budget.values) and ``error`` (AIBudgetError).
 """
 
 call_downgraded = Signal()
-"""A cheaper model took over. Arguments: ``charge``, ``requested_model``, ``model``, ``percent``."""
+"""A cheaper model took over; told once its attempt is booked.
+
+Arguments: ``charge``, ``requested_model``, ``model`` and ``percent``.
+"""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 from ai_budget import periods
 from ai_budget.conf import conf
@@ -38,8 +39,8 @@ _WITH_A_STATE = frozenset({"container", "mcp_servers", "thread"})
 _WITHOUT_EFFECT = frozenset({"stream"})
 """Parameters that change how an answer arrives, and not what it says."""
 
-_OF_THE_WIRE = ("x-stainless-", "accept", "authorization", "x-api-key", "idempotency-key")
-"""How headers begin that say nothing to the model."""
+_OF_THE_WIRE = ("x-stainless-", "accept", "idempotency-key", "user-agent")
+"""How headers begin that say nothing of the answer. Whose key it is may say something."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,14 +86,20 @@ class Surroundings:
             "base_url": self.base_url,
             "provider": self.provider,
             "region": self.region,
-            "headers": {**_telling(self.client_headers), **_telling(self.headers)},
+            "headers": _sent(self.client_headers, self.headers),
             "query": {name: str(value) for name, value in self.query.items()},
+            "query_of_path": urlsplit(self.url).query,
         }
 
 
-def _telling(headers: Mapping[str, Any]) -> dict[str, str]:
-    named = {name.lower(): str(value) for name, value in headers.items()}
-    return {name: text for name, text in named.items() if not name.startswith(_OF_THE_WIRE)}
+def _sent(*layers: Mapping[str, Any]) -> dict[str, str]:
+    """Return the headers that are sent; later layers win, and what is no text takes one away."""
+    named = {name.lower(): value for headers in layers for name, value in headers.items()}
+    return {
+        name: value
+        for name, value in named.items()
+        if isinstance(value, str) and not name.startswith(_OF_THE_WIRE)
+    }
 
 
 def place_of(
@@ -120,7 +127,8 @@ def place_of(
         scope=scope,
         feature=charge.feature,
         owner=owner_of(charge.user_id, charge.subject),
-        versions=[budget.cache_version for budget in rules.budgets],
+        # By name: a feature that moves to another category must not find what was forgotten.
+        versions=[f"{budget.name} {budget.cache_version}" for budget in rules.budgets],
     )
 
 
@@ -131,11 +139,17 @@ def owner_of(user_id: Any, subject: str) -> tuple[str, ...]:
 
 
 class Asking:
-    """One question on its way through the cache: found, waited for, or claimed and asked."""
+    """One question on its way through the cache: found, waited for, or claimed and asked.
 
-    def __init__(self, place: Place, setting: Setting, *, max_tokens: int, at: datetime) -> None:
+    ``asker`` is the thread or the task that asks.
+    """
+
+    def __init__(
+        self, place: Place, setting: Setting, *, max_tokens: int, at: datetime, asker: int
+    ) -> None:
         self.setting = setting
-        self._place = place
+        self._asker = asker
+        self.place = place
         self._at, self._since = at, periods.monotonic()
         self._lease = min(LONGEST_LEASE, SHORTEST_LEASE + max_tokens / TOKENS_A_SECOND)
         self._look_again = FIRST_LOOK_SECONDS
@@ -155,18 +169,19 @@ class Asking:
             return None
         waited = periods.monotonic() - self._since
         at = self._at + timedelta(seconds=waited)
-        kept = response_cache.look_up(self._place, at=at, ttl=self.setting.ttl)
+        kept = response_cache.look_up(self.place, at=at, ttl=self.setting.ttl)
         if kept is not None:
             return kept
-        if waited > 2 * self._lease:
+        if waited > 2 * self._lease or _asked_by.get(self.place) == self._asker:
             return None
-        claim = response_cache.claim(self._place, at=at, seconds=self._lease)
+        claim = response_cache.claim(self.place, at=at, seconds=self._lease)
         if not isinstance(claim, Claim):
             pause, self._look_again = self._look_again, self._look_again * 1.5
             return min(pause, LONGEST_LOOK_SECONDS)
         self._claim = claim
+        _asked_by[self.place] = self._asker
         # Whoever had the claim before may have kept the answer just now.
-        kept = response_cache.look_up(self._place, at=at, ttl=self.setting.ttl)
+        kept = response_cache.look_up(self.place, at=at, ttl=self.setting.ttl)
         if kept is not None:
             self.give_up()
         return kept
@@ -176,14 +191,27 @@ class Asking:
         if self._claim is None:
             return
         if message.get("stop_reason") not in conf.CACHE_STOP_REASONS or message.get("container"):
-            self._claim.release(uncacheable=True)
+            self.cannot_keep()
             return
         at = self._at + timedelta(seconds=periods.monotonic() - self._since)
         text = json.dumps(message, separators=(",", ":"))
         kept = Kept(message=text, cost_nanousd=cost, model=model, kept_at=at)
+        _asked_by.pop(self.place, None)
         self._claim.store(kept, seconds=min(kept_for, self.setting.ttl))
 
-    def give_up(self) -> None:
-        """Let another ask, if nothing was kept."""
+    def cannot_keep(self) -> None:
+        """Let all who wait ask for themselves, at once: there is an answer that is not kept."""
         if self._claim is not None:
+            _asked_by.pop(self.place, None)
+            self._claim.release(uncacheable=True)
+
+    def give_up(self) -> None:
+        """Let another ask, if nothing was kept. Asked again, it is found, waited for or claimed."""
+        if self._claim is not None:
+            _asked_by.pop(self.place, None)
             self._claim.release()
+            self._claim = None
+
+
+_asked_by: dict[Place, int] = {}
+"""Who asks what in this process: nobody waits for an answer that only they can read on."""

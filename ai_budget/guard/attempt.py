@@ -54,8 +54,8 @@ https://platform.claude.com/docs/en/api/rate-limits#response-headers"""
 class OpenAttempt:
     """A reservation whose request is on its way, and all that booking it needs.
 
-    ``asking`` is whoever waits for the same answer in the response cache; ``window_end`` is when
-    the budget recovers that made the model a cheaper one.
+    ``asking`` is whoever waits for the same answer in the response cache; ``percent`` is the share
+    of a limit that made the model a cheaper one, and ``window_end`` when that begins anew.
     """
 
     ledger: Ledger
@@ -68,6 +68,7 @@ class OpenAttempt:
     started: float = field(default_factory=periods.monotonic)
     asking: Asking | None = None
     marking: Marking | None = None
+    percent: int = 0
     window_end: datetime | None = None
     heard: Mapping[Measure, int] = field(default_factory=dict)
     heard_at: float = 0.0
@@ -309,17 +310,23 @@ class OpenAttempt:
             self.booked = True
         if unbilled and self.marking is not None:
             self.marking.cancel()
+        settlement = replace(settlement, levels=self._levels())
         try:
-            self._settle(replace(settlement, levels=self._levels()))
+            settled = self._settle(settlement)
         finally:
             self._pass_on(settlement, message)
+        # Who listens may ask the same, and must not wait for this one.
+        self._tell(settlement, settled=settled)
 
     def _pass_on(self, settlement: Settlement, message: Any) -> None:
         """Keep the answer for those who ask the same, or let one of them ask."""
         if self.asking is None:
             return
-        if not isinstance(message, Mapping) or settlement.status is not Status.SETTLED:
+        if settlement.status is not Status.SETTLED or settlement.error:
             self.asking.give_up()
+            return
+        if not isinstance(message, Mapping):
+            self.asking.cannot_keep()
             return
         left = math.inf
         if self.window_end is not None:
@@ -327,7 +334,8 @@ class OpenAttempt:
             left -= periods.monotonic() - self.started
         self.asking.keep(message, left, cost=settlement.cost_nanousd, model=self.attempt.model)
 
-    def _settle(self, settlement: Settlement) -> None:
+    def _settle(self, settlement: Settlement) -> bool:
+        """Book it in the ledger; say whether that worked."""
         if self.call is not None:
             self.call.settled.append((self.reservation, settlement))
             if not settlement.keep_call and self.reservation.amounts.calls:
@@ -348,13 +356,26 @@ class OpenAttempt:
                 self.reservation.id,
                 type(error).__name__,
             )
-            return
-        tell(
-            signals.call_settled,
-            sender=OpenAttempt,
-            reservation=self.reservation,
-            settlement=settlement,
-        )
+            return False
+        return True
+
+    def _tell(self, settlement: Settlement, *, settled: bool) -> None:
+        if self.downgraded and settlement.status is not Status.RELEASED:
+            tell(
+                signals.call_downgraded,
+                sender=OpenAttempt,
+                charge=self.attempt.charge,
+                requested_model=self.attempt.requested_model,
+                model=self.attempt.model,
+                percent=self.percent,
+            )
+        if settled:
+            tell(
+                signals.call_settled,
+                sender=OpenAttempt,
+                reservation=self.reservation,
+                settlement=settlement,
+            )
 
 
 def _tool_use_ids(content: Any) -> list[str]:

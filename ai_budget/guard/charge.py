@@ -179,8 +179,8 @@ class OpenCall:
 
     @property
     def usage(self) -> Usage:
-        """What the last attempt was booked with."""
-        return self.settled[-1][1].usage if self.settled else Usage()
+        """What the last attempt was booked with; nothing for an answer from the cache."""
+        return Usage() if self.cached or not self.settled else self.settled[-1][1].usage
 
     def helper(self, kind: Kind) -> OpenCall:
         """Return a call that only helps this one: its own request, on this one's bill."""

@@ -92,8 +92,7 @@ def _guarded(client: Any, payer: Payer) -> Any:
 
     provider, region = platform_of(client)
     others = [one for one in client.middleware if not isinstance(one, BudgetGuard)]
-    bare = client.with_options(middleware=[]) if client.middleware else client
-    guard = BudgetGuard(payer, provider=provider, region=region, client=bare)
+    guard = BudgetGuard(payer, provider=provider, region=region)
     return client.with_options(middleware=[*others, guard])
 
 

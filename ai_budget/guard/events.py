@@ -17,6 +17,9 @@ _INPUT = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
 _OF_ENDING = ("stop_reason", "stop_sequence", "stop_details")
 """What a message says at its end, beside its usage."""
 
+_BESIDE_ENDING = ("context_management",)
+"""What it says beside that."""
+
 
 def events_of(message: Mapping[str, Any]) -> Iterator[Event]:
     """Return the events of a stream that says what a whole message says."""
@@ -29,7 +32,8 @@ def events_of(message: Mapping[str, Any]) -> Iterator[Event]:
             yield {"type": "content_block_delta", "index": index, "delta": delta}
         yield {"type": "content_block_stop", "index": index}
     ending = {name: message[name] for name in _OF_ENDING if name in message}
-    yield {"type": "message_delta", "delta": ending, "usage": message["usage"]}
+    beside = {name: message[name] for name in _BESIDE_ENDING if name in message}
+    yield {"type": "message_delta", "delta": ending, "usage": message["usage"], **beside}
     yield {"type": "message_stop"}
 
 
@@ -127,5 +131,6 @@ class Assembly:
     def _end(self, event: Mapping[str, Any]) -> None:
         message: dict[str, Any] = self._message or {}
         message.update(event["delta"])
+        message.update({name: event[name] for name in _BESIDE_ENDING if name in event})
         told = {name: value for name, value in event["usage"].items() if value is not None}
         message["usage"] = {**message["usage"], **told}

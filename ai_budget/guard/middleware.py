@@ -69,11 +69,10 @@ _NEVER_LEFT = (
 class BudgetGuard(Middleware):
     """Bounds, reserves and settles every paid request of a client; refuses what has no price."""
 
-    def __init__(self, payer: Payer, *, provider: str, region: str, client: Any) -> None:
+    def __init__(self, payer: Payer, *, provider: str, region: str) -> None:
         self.payer = payer
         self.provider = provider
         self.region = region
-        self.client = client
 
     def __repr__(self) -> str:
         return f"<BudgetGuard provider={self.provider!r}>"
@@ -84,9 +83,12 @@ class BudgetGuard(Middleware):
             if kind != endpoints.FREE:
                 self._ensure_allowed(request)
             return call_next(request)
-        attempt = _open(Opening(self._outgoing(request), self.payer), request, call_next)
+        sender = _sender(call_next)
+        outgoing = self._outgoing(request, sender)
+        opening = Opening(outgoing, self.payer, asker=threading.get_ident())
+        attempt = _open(opening, request, call_next)
         if isinstance(attempt, Found):
-            return replay(request, attempt.message, client=self.client)
+            return replay(request, attempt.message, client=sender)
         try:
             response = call_next(_prepared(request, attempt))
         except BaseException as error:
@@ -106,10 +108,12 @@ class BudgetGuard(Middleware):
             if kind != endpoints.FREE:
                 await _in_thread(lambda: self._ensure_allowed(request))
             return await call_next(request)
-        opening = Opening(self._outgoing(request), self.payer)
+        sender = _sender(call_next)
+        outgoing = self._outgoing(request, sender)
+        opening = Opening(outgoing, self.payer, asker=id(asyncio.current_task()))
         attempt = await _open_async(opening, request, call_next)
         if isinstance(attempt, Found):
-            return replay_async(request, attempt.message, client=self.client)
+            return replay_async(request, attempt.message, client=sender)
         try:
             response = await call_next(_prepared(request, attempt))
         except GeneratorExit as error:
@@ -140,7 +144,7 @@ class BudgetGuard(Middleware):
             "client for it, or allow unbounded calls for the feature."
         ) from None
 
-    def _outgoing(self, request: anthropic.APIRequest) -> Outgoing:
+    def _outgoing(self, request: anthropic.APIRequest, sender: Any) -> Outgoing:
         body = request.json
         if not isinstance(body, dict) or request.options.extra_json or request.options.content:
             raise UnboundedCall(
@@ -155,18 +159,18 @@ class BudgetGuard(Middleware):
             provider=self.provider,
             region=self.region,
             workspace_named=any(name.lower() == _WORKSPACE_HEADER for name in request.headers),
-            around=lambda: self._around(request),
+            around=None if sender is None else lambda: self._around(request, sender),
         )
 
-    def _around(self, request: anthropic.APIRequest) -> Surroundings:
+    def _around(self, request: anthropic.APIRequest, sender: Any) -> Surroundings:
         return Surroundings(
             url=request.url,
-            base_url=str(self.client.base_url),
+            base_url=str(sender.base_url),
             provider=self.provider,
             region=self.region,
             headers=request.headers,
-            client_headers=self.client.default_headers,
-            query=request.query_params,
+            client_headers=sender.default_headers,
+            query={**sender.default_query, **request.query_params},
         )
 
 
@@ -220,6 +224,18 @@ def _is_last(call_next: Any) -> bool:
     Known by the SDK's own name for it: under another one more would be booked at the bound.
     """
     return getattr(call_next, "__name__", "") == "base_handler"
+
+
+def _sender(call_next: Any) -> Any:
+    """Return the client that sends next, whose headers and address are not in the request.
+
+    None where another middleware comes between, which may change what is asked; a copy of a
+    guarded client sends by its own. It is what the SDK's handler closes over.
+    """
+    if not _is_last(call_next):
+        return None
+    held = (cell.cell_contents for cell in getattr(call_next, "__closure__", None) or ())
+    return next((it for it in held if hasattr(it, "default_headers")), None)
 
 
 def _failure(attempt: OpenAttempt, error: BaseException, *, alone: bool) -> Callable[[], None]:

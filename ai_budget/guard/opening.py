@@ -7,12 +7,14 @@ what to do before it is asked again. It raises once nothing can help any more.
 from __future__ import annotations
 
 import json
+import logging
 import random
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.db import connections
@@ -20,7 +22,7 @@ from django.db import connections
 from ai_budget import periods, signals
 from ai_budget.conf import conf
 from ai_budget.exceptions import AIBudgetError, FeatureDisabled, LedgerUnavailable, LimitReached
-from ai_budget.guard.answers import Asking, place_of, setting_of
+from ai_budget.guard.answers import Asking, Setting, place_of, setting_of
 from ai_budget.guard.attempt import OpenAttempt
 from ai_budget.guard.charge import HELPERS, OpenCall, Payer, current_call, current_payer
 from ai_budget.guard.deciding import (
@@ -61,6 +63,8 @@ from ai_budget.values import (
     Settlement,
     Status,
 )
+
+log = logging.getLogger("ai_budget")
 
 LONGEST_STREAM = timedelta(hours=1)
 """How long a stream may run before its reservation counts as abandoned."""
@@ -104,10 +108,12 @@ Step = OpenAttempt | Found | Pause | Count
 class Opening:
     """One attempt that is to be reserved, and what has been tried for it so far.
 
-    ``fixed`` is what the guarded client itself says about who pays.
+    ``fixed`` is what the guarded client itself says about who pays, ``asker`` the thread or task
+    that waits for the answer.
     """
 
-    def __init__(self, outgoing: Outgoing, fixed: Payer) -> None:
+    def __init__(self, outgoing: Outgoing, fixed: Payer, *, asker: int) -> None:
+        self._asker = asker
         self._outgoing = outgoing
         self._fixed = fixed
         self._counting: Count | None = None
@@ -181,7 +187,7 @@ class Opening:
                 at=at,
             )
         except LimitReached as error:
-            remedy = self._unmark(error) or self._count(error, decision, at) or _pause(error)
+            remedy = self._unmark(error) or self._count(error, decision, at) or self._wait(error)
             if remedy is not None:
                 return remedy
             _count_refusal(ledger, charge, at, scope=error.scope)
@@ -193,29 +199,47 @@ class Opening:
         self, charge: Charge, rules: Rules, *, ledger: Ledger, at: datetime
     ) -> Found | Pause | None:
         """Return the answer from the cache, or how long to wait for it; None says to ask."""
-        call = current_call()
-        setting = setting_of(call, rules.feature)
-        if setting is None or self._outgoing.around is None:
-            return None
+        setting = setting_of(current_call(), rules.feature)
         body, notes = completed(self._outgoing.body, rules)
-        if self._asking is None:
-            place = place_of(
-                body,
-                self._outgoing.around(),
-                charge,
-                rules,
-                scope=setting.scope,
-                stream=self._outgoing.stream,
-            )
-            if place is None:
-                return None
-            self._asking = Asking(place, setting, max_tokens=body["max_tokens"], at=at)
+        self._ask_for(body, setting, charge, rules, at)
+        if self._asking is None or setting is None:
+            return None
         answer = self._asking.answer()
         if answer is None or isinstance(answer, float):
             return None if answer is None else Pause(seconds=answer)
         notes.append(f"response cache, {setting.scope}")
         self._book_found(answer, body, notes, charge, rules, ledger=ledger, at=at)
         return Found(message=answer.message)
+
+    def _ask_for(
+        self,
+        body: Mapping[str, Any],
+        setting: Setting | None,
+        charge: Charge,
+        rules: Rules,
+        at: datetime,
+    ) -> None:
+        """Have the question that is asked now; while a call waits its feature may be changed."""
+        around, place = self._outgoing.around, None
+        # What is no number is refused with the bound, which says why.
+        if setting is not None and around is not None and isinstance(body["max_tokens"], int):
+            place = place_of(
+                body,
+                around(),
+                charge,
+                rules,
+                scope=setting.scope,
+                stream=self._outgoing.stream,
+            )
+        if self._asking is not None and self._asking.place == place:
+            return
+        if self._asking is not None:
+            self._asking.give_up()
+        self._asking = None
+        if place is not None and setting is not None:
+            self._asking = Asking(
+                place, setting, max_tokens=body["max_tokens"], at=at, asker=self._asker
+            )
 
     def _book_found(
         self,
@@ -260,9 +284,14 @@ class Opening:
             except LimitReached as error:
                 _count_refusal(ledger, charge, at, scope=error.scope)
                 raise
-            ledger.settle(reservation, settlement)
+            record = partial(ledger.settle, reservation, settlement)
         else:
-            ledger.record(attempt, settlement)
+            record = partial(ledger.record, attempt, settlement)
+        try:
+            record()
+        except LedgerUnavailable as error:
+            # It costs nothing, and the tick closes what is open.
+            log.error("An answer from the cache could not be booked: %s", error)
         if call is not None:
             call.cached = True
             _note_attempt(call, attempt, counts=counts)
@@ -282,6 +311,13 @@ class Opening:
         if error.measure != Measure.NANOUSD or self._marks is None:
             return None
         return Pause(seconds=0) if self._marks.take_off() else None
+
+    def _wait(self, error: LimitReached) -> Pause | None:
+        """Return how long to wait for a limit, if that may help. Others need not wait along."""
+        pause = _pause(error)
+        if pause is not None and self._asking is not None:
+            self._asking.give_up()
+        return pause
 
     def _count(self, error: LimitReached, decision: Decision, at: datetime) -> Count | None:
         """Return the count to ask for, if what it would say may well let the prompt pass now.
@@ -345,7 +381,7 @@ def _take(
         _note_attempt(call, attempt, counts=counts and not helps)
     downgraded = attempt.model != attempt.requested_model
     followed = ladder_limits(decision.rules, decision.limits) if downgraded else ()
-    opened = OpenAttempt(
+    return OpenAttempt(
         ledger=ledger,
         reservation=reservation,
         rates=decision.rates,
@@ -354,18 +390,9 @@ def _take(
         call=call,
         region=outgoing.region,
         marking=decision.marking,
+        percent=decision.choice.percent,
         window_end=min((limit.window.end for limit in followed), default=None),
     )
-    if opened.downgraded:
-        tell(
-            signals.call_downgraded,
-            sender=Opening,
-            charge=charge,
-            requested_model=attempt.requested_model,
-            model=attempt.model,
-            percent=decision.choice.percent,
-        )
-    return opened
 
 
 def _attempt_of(

@@ -135,13 +135,20 @@ def _create(name: str) -> None:
 
 
 def forget_feature(name: str) -> None:
-    """Give a feature's answers another version, and leave those that are kept to be forgotten."""
+    """Give a feature's answers another version, so that those that are kept are not found.
+
+    Every feature of a category, or of the site, gets its own: they stay forgotten wherever they
+    are moved, and whatever is deleted.
+    """
     alias = conf.LEDGER_DATABASE
-    if name == SITE:
-        _create(SITE)
+    budgets = FeatureBudget.objects.using(alias).order_by("pk")
+    if name != SITE:
+        budgets = budgets.filter(Q(name=name) | Q(parent__name=name))
     with patient_transaction(connections[alias]):
-        budgets = FeatureBudget.objects.using(alias).filter(name=name)
-        budgets.update(cache_version=F("cache_version") + 1)
+        found = list(budgets.values_list("pk", flat=True))
+        for key in found:
+            own = FeatureBudget.objects.using(alias).filter(pk=key)
+            own.update(cache_version=F("cache_version") + 1)
 
 
 def _ensure_creatable(feature: str) -> None:

@@ -183,7 +183,7 @@ def place_of(
     scope: str,
     feature: str,
     owner: Sequence[str],
-    versions: Sequence[int],
+    versions: Sequence[int | str],
 ) -> Place | None:
     """Return where the answer is kept; None where it may not be.
 
@@ -529,7 +529,7 @@ def _is_busy(lock: object, *, generation: str, at: datetime) -> bool:
         later = (at - datetime.fromisoformat(ended)).total_seconds()
     except (TypeError, ValueError):
         return False
-    return of == generation and later <= _NOTED_SECONDS
+    return of == generation and -SKEW_SECONDS <= later <= _NOTED_SECONDS
 
 
 def _whole(seconds: float) -> int:

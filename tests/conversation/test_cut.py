@@ -23,7 +23,7 @@ from tests.conversation.talks import (
     talks,
 )
 
-SECRET = "Xyzzy-7f3a"
+SECRET = "Plugh-4c1d"
 
 
 def cut(messages: Any, **options: Any) -> Talk:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ai_budget.conversation import fit, text_tokens
 from ai_budget.testing import tokens as local
 
-SECRET = "Xyzzy-7f3a"
+SECRET = "Plugh-4c1d"
 CHUNKS = st.lists(st.text(max_size=60), max_size=12)
 
 

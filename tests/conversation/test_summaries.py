@@ -25,7 +25,7 @@ from tests.guard.books import assert_exact, bill, in_db, only_row, rows
 
 pytestmark = pytest.mark.django_db
 
-SECRET = "Xyzzy-7f3a"
+SECRET = "Plugh-4c1d"
 OLD = talk(20)
 """Some 900 tokens, of which 30 messages are summarised when four are kept."""
 OPTIONS: dict[str, Any] = {"keep": 4, "step": 4, "summary_tokens": 60, "feature": "chat"}

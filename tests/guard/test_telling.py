@@ -51,7 +51,7 @@ def test_a_signal_names_what_sent_it(
     assert senders == {
         signals.call_settled: [OpenAttempt, OpenAttempt],
         signals.call_refused: [Opening],
-        signals.call_downgraded: [Opening],
+        signals.call_downgraded: [OpenAttempt],
     }
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from django.core.cache import caches
@@ -58,7 +59,9 @@ log = logging.getLogger("ai_budget")
 MARGIN_SECONDS = 10
 """An entry counts as gone so long before it is: a request takes time to arrive."""
 
-_SEEN, _ENTRY, _REUSE = (f"ai_budget:prompt:{name}:" for name in ("seen", "entry", "reuse"))
+_SEEN, _ENTRY, _REUSE, _SIZE = (
+    f"ai_budget:prompt:{name}:" for name in ("seen", "entry", "reuse", "size")
+)
 
 
 def mark(
@@ -133,7 +136,11 @@ class Marked:
 
 @dataclass(slots=True, kw_only=True)
 class Decision:
-    """A plan whose most cost has been taken from the feature's account, until it is booked."""
+    """A plan whose most cost has been taken from the feature's account, until it is booked.
+
+    ``unmeasured`` is a prefix that was too dear by what it may have at most, and whose prompt will
+    be billed with more tokens than it has.
+    """
 
     plan: Plan
     rates: ModelRates
@@ -141,6 +148,7 @@ class Decision:
     minimum: int = 0
     at: float = 0.0
     marked: tuple[Marked, ...] = ()
+    unmeasured: str = ""
     ended: bool = False
     lock: Any = field(default_factory=threading.Lock, repr=False)
 
@@ -160,6 +168,8 @@ class Decision:
                 )
                 names = [name for name, lives in kept.items() if lives == ttl]
                 cache.set_many(dict.fromkeys(names, alive), LIFETIMES[ttl])
+            if self.unmeasured and usage.prompt_tokens and not usage.iterations:
+                cache.set(_SIZE + self.unmeasured, usage.prompt_tokens, REMEMBERED_SECONDS)
         except Exception as error:
             log.warning("The prompt cache's account is not booked: %s", type(error).__name__)
 
@@ -240,16 +250,25 @@ def _decide(
     entries = [_read_entry(found.get(_ENTRY + name)) for name in names]
     reuse = _read_reuse(found.get(learned))
     now = prompt_reuse.look(positions, before, reuse, at)
-    plan = prompt_reuse.plan(
-        positions,
-        now,
-        entries,
+    plan_of = partial(
+        prompt_reuse.plan,
+        sightings=now,
+        entries=entries,
         reuse=reuse,
         prices=prices,
         minimum=minimum,
         afford_nanousd=max(0, account.balance(found.get(account.key))),
         at=at,
     )
+    plan, unmeasured = plan_of(positions), ""
+    if plan.is_short:
+        # A whole prompt that begins so was billed with no fewer tokens than its beginning has.
+        wished = names[plan.wished - 1]
+        size = cache.get(_SIZE + wished)
+        if isinstance(size, int):
+            plan = plan_of(prompt_reuse.at_most(positions, plan.wished, size))
+        else:
+            unmeasured = wished
     if plan.most_nanousd and not account.take(plan.most_nanousd):
         plan = NO_PLAN
     changed: dict[str, str] = {
@@ -273,6 +292,7 @@ def _decide(
         minimum=minimum,
         at=at,
         marked=tuple(_marked(positions, entries, plan)),
+        unmeasured=unmeasured,
     )
 
 

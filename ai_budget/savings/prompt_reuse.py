@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ai_budget import money
 from ai_budget.pricing.rates import Ratio, TokenRates
@@ -100,12 +100,21 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Where to mark one prompt; ``read`` positions are expected to be read, ``written`` after."""
+    """Where to mark one prompt; ``read`` positions are expected to be read, ``written`` after.
+
+    ``wished`` are the positions that should be alive after it, if all could be paid for.
+    """
 
     marks: tuple[Mark, ...] = ()
     read: int = 0
     written: int = 0
+    wished: int = field(default=0, compare=False)
     most_nanousd: int = 0
+
+    @property
+    def is_short(self) -> bool:
+        """Whether more would pay than can be risked."""
+        return self.wished > self.read + self.written
 
 
 NO_PLAN = Plan()
@@ -327,8 +336,17 @@ def plan(
         marks=tuple(Mark(index=index, ttl=HOUR if index < hour else MINUTES) for index in chosen),
         read=start,
         written=max(last - start, 0),
+        wished=max(wish),
         most_nanousd=_most(positions, prices, start=start, hour=hour, minutes=minutes),
     )
+
+
+def at_most(positions: Sequence[Position], end: int, tokens: int) -> list[Position]:
+    """Return the positions, where the first ``end`` of them have so many tokens at most."""
+    return [
+        replace(position, most=min(position.most, tokens)) if index < end else position
+        for index, position in enumerate(positions)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

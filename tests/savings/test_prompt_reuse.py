@@ -13,6 +13,7 @@ from ai_budget.savings.prompt_reuse import (
     Prices,
     Reuse,
     Sighting,
+    at_most,
     look,
     plan,
 )
@@ -195,3 +196,19 @@ def test_what_is_read_keeps_its_lifetime_and_what_is_lost_is_written_anew() -> N
     known = Marked(name="a", ttl=MINUTES, known=HOUR, beyond=0)
     assert entries_after(Usage(cache_read_tokens=5_000), known) == {"a": HOUR}
     assert entries_after(Usage(cache_write_5m_tokens=5_000), known) == {"a": MINUTES}
+
+
+def test_a_prefix_is_taken_for_no_longer_than_a_prompt_that_began_with_it() -> None:
+    positions = row(1_000, 500)
+
+    shorter = at_most(positions, 1, 1_200)
+
+    assert [one.most for one in shorter] == [1_200, 2_000]
+    assert [one.expected for one in shorter] == [1_000, 500]
+
+
+def test_a_plan_says_that_more_would_pay_than_can_be_risked() -> None:
+    rich, poor = (planned(row(4_000), [None], afford=afford) for afford in (RICH, 0))
+
+    assert (rich.wished, rich.is_short) == (1, False)
+    assert (poor.wished, poor.is_short, poor.marks) == (1, True, ())

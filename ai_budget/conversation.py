@@ -21,13 +21,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asgiref.sync import sync_to_async
-from django.conf import settings
 from django.core.cache import caches
 
 from ai_budget import money
 from ai_budget.conf import conf
 from ai_budget.guard.charge import OpenCall, charge, current_payer
 from ai_budget.guard.clients import async_client, client
+from ai_budget.savings.digest_keys import digest_key
 from ai_budget.values import Charge, Kind
 
 if TYPE_CHECKING:
@@ -581,7 +581,7 @@ def _keys(older: _Older, paying: Charge) -> dict[int, str]:
     and one caller. Callers who are nobody share those of equal conversations: who can ask for
     one has all of the text that it was made of.
     """
-    secret = hashlib.blake2b(settings.SECRET_KEY.encode(), person=b"ai_budget").digest()
+    secret = digest_key("summary")
     who = [_FORMAT, older.model, older.summary_tokens, paying.feature]
     user = None if paying.user_id is None else str(paying.user_id)
     chain = hashlib.blake2b(

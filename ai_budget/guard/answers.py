@@ -43,6 +43,10 @@ _OF_THE_WIRE = ("x-stainless-", "accept", "idempotency-key", "user-agent")
 """How headers begin that say nothing of the answer. Whose key it is may say something."""
 
 
+_OF_THE_ACCOUNT = ("x-api-key", "authorization", "anthropic-workspace-id")
+"""Headers that say who calls."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
     """How the answers of a call are kept: whose they are, and for how many seconds."""
@@ -78,6 +82,12 @@ class Surroundings:
     headers: Mapping[str, Any] = field(repr=False)
     client_headers: Mapping[str, Any] = field(repr=False)
     query: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def account(self) -> str:
+        """Whose prompt caches the API reads and writes: those of an account at an address."""
+        sent = _sent(self.client_headers, self.headers)
+        return json.dumps([self.base_url, *(sent.get(name, "") for name in _OF_THE_ACCOUNT)])
 
     def named(self) -> dict[str, Any]:
         """Return it as a part of a question."""

@@ -22,8 +22,8 @@ def dearest(mode: str, feature: str, at: datetime) -> Marks:
 class Marks:
     """The marks of one attempt: decided once for a body, however often it is tried."""
 
-    def __init__(self, mode: str, feature: str, at: datetime) -> None:
-        self._mode, self._feature, self._at = mode, feature, at
+    def __init__(self, mode: str, feature: str, at: datetime, *, where: str = "") -> None:
+        self._mode, self._feature, self._at, self._where = mode, feature, at, where
         self._of: Mapping[str, Any] | None = None
         self._marking: Marking | None = None
         self._taken_off = False
@@ -36,7 +36,12 @@ class Marks:
             self.cancel()
             self._of = body
             self._marking = prompt_cache.mark(
-                body, mode=self._mode, rates=rates, feature=self._feature, at=self._at
+                body,
+                mode=self._mode,
+                rates=rates,
+                feature=self._feature,
+                at=self._at,
+                where=self._where,
             )
         return self._marking
 

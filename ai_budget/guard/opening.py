@@ -303,7 +303,9 @@ class Opening:
         if mode == "off" or helps:
             return None
         if self._marks is None:
-            self._marks = Marks(mode, rules.feature.name, at)
+            around = self._outgoing.around
+            where = "" if around is None else around().account
+            self._marks = Marks(mode, rules.feature.name, at, where=where)
         return self._marks.mark
 
     def _unmark(self, error: LimitReached) -> Pause | None:

@@ -65,10 +65,17 @@ _SEEN, _ENTRY, _REUSE, _SIZE = (
 
 
 def mark(
-    body: Mapping[str, Any], *, mode: str, rates: ModelRates, feature: str, at: datetime
+    body: Mapping[str, Any],
+    *,
+    mode: str,
+    rates: ModelRates,
+    feature: str,
+    at: datetime,
+    where: str = "",
 ) -> Marking | None:
     """Return the body with cache_control at the end of its stable prefix, or None to leave it.
 
+    ``where`` names the account and the address that it is sent to, each with a cache of its own.
     ``mode`` is "off", "5m", "1h" or "auto". A body in which the caller has set any mark is left
     as it is. In "auto" a marking may carry no marks: it is booked all the same, to learn what
     the feature spends.
@@ -80,7 +87,7 @@ def mark(
         return None if theirs or body.get("thread") else _mark_always(body, mode, rates, feature)
     if theirs:
         return Marking(body=dict(body), note="", decision=_unmarked(rates, feature))
-    prefixes = read_prefixes(body, rates=rates, feature=feature)
+    prefixes = read_prefixes(body, rates=rates, feature=feature, where=where)
     if prefixes is None or prefixes.hidden or not prefixes.positions:
         return Marking(body=dict(body), note="", decision=_unmarked(rates, feature))
     decision = decide(

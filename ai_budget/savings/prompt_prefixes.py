@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from django.conf import settings
-
 from ai_budget.pricing.bound import (
     BASE_TOKENS,
     BLOCKS,
@@ -28,6 +26,7 @@ from ai_budget.pricing.bound import (
     SERVER_TOOLS,
 )
 from ai_budget.pricing.rates import ModelRates
+from ai_budget.savings.digest_keys import digest_key
 from ai_budget.savings.prompt_reuse import HOUR, MOST_MARKS, Mark, Position
 
 BYTES_PER_TOKEN = 4
@@ -45,7 +44,7 @@ MARKABLE = frozenset(
 )
 """Blocks of messages that are known to take a mark."""
 
-_PERSON = b"ai_budget prompt"
+_PURPOSE = "ai_budget prompt"
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -79,14 +78,17 @@ def is_marked(body: Mapping[str, Any]) -> bool:
     return any(_has_mark(content) for content in contents)
 
 
-def read_prefixes(body: Mapping[str, Any], *, rates: ModelRates, feature: str) -> Prefixes | None:
+def read_prefixes(
+    body: Mapping[str, Any], *, rates: ModelRates, feature: str, where: str = ""
+) -> Prefixes | None:
     """Return where a body may be marked, or None where its prompt cannot be read here.
 
     Fingerprints are digests keyed by the project's secret: no text can be told from them, nor
     one feature's from another's. Two are equal only where the API would take one prefix for the
-    other. The most tokens are bounded as in ``ai_budget.pricing.bound``.
+    other; ``where`` tells its caches apart, which are the account's. The most tokens are bounded
+    as in ``ai_budget.pricing.bound``.
     """
-    reader = _Reader(rates, feature, body)
+    reader = _Reader(rates, feature, where, body)
     try:
         return reader.read()
     except (TypeError, ValueError, AttributeError, KeyError):
@@ -139,33 +141,25 @@ def place_marks(
 
 def keyed_digest(*parts: str) -> str:
     """Return a digest that only this project can make."""
-    return _digest(parts, settings.SECRET_KEY)
+    return _digest(parts, digest_key(_PURPOSE))
 
 
 @lru_cache(maxsize=1_024)
-def _digest(parts: tuple[str, ...], secret: str | bytes) -> str:
-    state = hashlib.blake2b(key=_secret(secret), digest_size=16, person=_PERSON)
-    state.update(json.dumps(parts).encode())
-    return state.hexdigest()
-
-
-@lru_cache(maxsize=4)
-def _secret(key: str | bytes) -> bytes:
-    given = key if isinstance(key, bytes) else key.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(given, digest_size=32, person=_PERSON).digest()
+def _digest(parts: tuple[str, ...], key: bytes) -> str:
+    return hashlib.blake2b(json.dumps(parts).encode(), key=key, digest_size=16).hexdigest()
 
 
 class _Reader:
     """Walks a prompt in the order that the model reads it, block by block."""
 
-    def __init__(self, rates: ModelRates, feature: str, body: Mapping[str, Any]) -> None:
+    def __init__(
+        self, rates: ModelRates, feature: str, where: str, body: Mapping[str, Any]
+    ) -> None:
         self._rates, self._body = rates, body
-        self._state = hashlib.blake2b(
-            key=_secret(settings.SECRET_KEY), digest_size=12, person=_PERSON
-        )
+        self._state = hashlib.blake2b(key=digest_key(_PURPOSE), digest_size=12)
         self._prefixes = Prefixes()
         self._expected = self._most = 0
-        self._update([rates.provider, feature, body["model"]])
+        self._update([rates.provider, where, feature, body["model"]])
         self._candidates: list[tuple[Position, Place]] = []
 
     def read(self) -> Prefixes:

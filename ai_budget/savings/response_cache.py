@@ -30,12 +30,12 @@ from hashlib import blake2b
 from json import encoder as json_encoder
 from typing import Any
 
-from django.conf import settings
 from django.core.cache import caches
 from django.core.cache.backends.locmem import LocMemCache
 
 from ai_budget import periods
 from ai_budget.conf import conf
+from ai_budget.savings.digest_keys import digest_key
 
 log = logging.getLogger("ai_budget")
 
@@ -198,7 +198,7 @@ def place_of(
     owner = tuple(owner) if private else ()
     try:
         asked = _canonical((scope, feature, owner, versions, question))
-        digests = _digests(settings.SECRET_KEY, _room)
+        digests = _digests(digest_key("ai_budget answer"), _room)
         digest = digests.question.copy()
         digest.update(asked)
         seal = digest.digest()
@@ -271,7 +271,7 @@ def forget_owner(owner: Sequence[str]) -> bool:
     what it keeps may be found again.
     """
     try:
-        keys = _owner_keys(tuple(owner), _digests(settings.SECRET_KEY, _room))
+        keys = _owner_keys(tuple(owner), _digests(digest_key("ai_budget answer"), _room))
     except (TypeError, ValueError):
         return True  # nothing can be kept for such a name
     for key in keys:
@@ -315,9 +315,8 @@ class _Digests:
 
 
 @functools.lru_cache(maxsize=64)
-def _digests(secret: str | bytes, room: str) -> _Digests:
-    text = secret.encode("utf-8", "surrogatepass") if isinstance(secret, str) else secret
-    key = blake2b(text, person=b"ai_budget answer", salt=room.encode()).digest()
+def _digests(secret: bytes, room: str) -> _Digests:
+    key = blake2b(secret, salt=room.encode()).digest()
     return _Digests(
         question=blake2b(key=key, digest_size=32, person=b"question"),
         owner=blake2b(key=key, digest_size=9, person=b"owner"),

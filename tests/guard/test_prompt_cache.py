@@ -13,6 +13,7 @@ from django.core.cache import caches
 import ai_budget
 from ai_budget.pricing.bound import bound
 from ai_budget.pricing.rates import resolve
+from ai_budget.savings import prompt_cache
 from ai_budget.savings.prompt_cache import Marking
 from ai_budget.testing import AnthropicSimulator, Fail, Reply, freeze, override_budget
 from tests.guard.books import MODEL, assert_balanced, assert_exact, only_row, rows
@@ -175,3 +176,24 @@ def test_a_cache_that_fails_marks_nothing(
     assert answer.text
     assert marks(api) == 0
     assert_exact(api)
+
+
+def test_what_one_account_wrote_another_does_not_take_for_its_own(
+    api: AnthropicSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    real = prompt_cache.mark
+
+    def spy(body: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["where"])
+        return real(body, **kwargs)
+
+    monkeypatch.setattr(prompt_cache, "mark", spy)
+    with override_budget("chat", prompt_cache="auto"):
+        for key in ("one", "one", "two"):
+            ai_budget.client(feature="chat", api_key=key).messages.create(
+                model=MODEL, max_tokens=10, messages=[{"role": "user", "content": "Who?"}]
+            )
+
+    one, again, two = seen
+    assert one == again != two

@@ -25,8 +25,10 @@ from django.core.cache import caches
 
 from ai_budget import money
 from ai_budget.conf import conf
+from ai_budget.guard.answers import owner_of
 from ai_budget.guard.charge import OpenCall, charge, current_payer
 from ai_budget.guard.clients import async_client, client
+from ai_budget.savings import response_cache
 from ai_budget.savings.digest_keys import digest_key
 from ai_budget.values import Charge, Kind
 
@@ -584,9 +586,9 @@ def _keys(older: _Older, paying: Charge) -> dict[int, str]:
     secret = digest_key("summary")
     who = [_FORMAT, older.model, older.summary_tokens, paying.feature]
     user = None if paying.user_id is None else str(paying.user_id)
-    chain = hashlib.blake2b(
-        json.dumps([*who, user, paying.subject]).encode(), key=secret, digest_size=32
-    )
+    whose = owner_of(paying.user_id, paying.subject)
+    who += [user, paying.subject, response_cache.generation_of(whose)]
+    chain = hashlib.blake2b(json.dumps(who).encode(), key=secret, digest_size=32)
     keys = {}
     start = 0
     for end in older.ends:

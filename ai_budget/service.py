@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from decimal import Decimal
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ai_budget.guard.answers import owner_of
 from ai_budget.guard.charge import OpenCall, Payer, charge, current_payer, user_id_of
 from ai_budget.guard.clients import async_client, client
 from ai_budget.guard.deciding import Outgoing, decide
+from ai_budget.guard.history import usual_output
 from ai_budget.guard.marks import dearest
 from ai_budget.guard.routing import (
     Classification,
@@ -40,7 +42,6 @@ from ai_budget.guard.standing import (
     standing_of_site,
 )
 from ai_budget.ledger import base as ledgers
-from ai_budget.models import CallLog
 from ai_budget.pricing.cost import cost
 from ai_budget.savings import response_cache
 from ai_budget.values import SITE, Answer, Estimate, Kind, Usage
@@ -53,8 +54,6 @@ Prompt = str | Iterable[Mapping[str, Any]]
 
 _BYTES_A_TOKEN = 4
 """What text comes to on average, for what is expected, never for what is reserved."""
-
-_RECENT_CALLS = 100
 
 
 def ask(
@@ -223,11 +222,11 @@ def estimate(
             region="",
         )
         rules = preview_rules(paying, at=at)
-        marks = dearest(rules.feature.prompt_cache, paying.feature, at)
-        decision = decide(outgoing, paying, rules, ledger=ledger, at=at, mark=marks.mark)
+        mark = partial(dearest, mode=rules.feature.prompt_cache, feature=paying.feature, at=at)
+        decision = decide(outgoing, paying, rules, ledger=ledger, at=at, mark=mark)
     usual = Usage(
         input_tokens=max(1, decision.bound.input_tokens // _BYTES_A_TOKEN),
-        output_tokens=_usual_output(paying.feature, decision.body["max_tokens"]),
+        output_tokens=usual_output(paying.feature, decision.body["max_tokens"]),
         speed=str(decision.body.get("speed") or ""),
         inference_geo=str(decision.body.get("inference_geo") or conf.INFERENCE_GEO or ""),
     )
@@ -268,7 +267,8 @@ def forget_answers(
 
     A category's are those of its features, and "*" names all. A user's or subject's are the
     private ones, in every feature; what is shared is nobody's. Answers that are on their way are
-    forgotten, too. Raises ``AIBudgetError`` where the cache does not take it: try again.
+    forgotten, too. Raises ``LookupError`` for a feature that does not exist, and ``AIBudgetError``
+    where the cache does not take it: try again.
     """
     owner = owner_of(user_id_of(user), subject or "")
     if feature is not None and (owner or user is not None):
@@ -279,19 +279,6 @@ def forget_answers(
         forget_feature(feature or SITE)
     elif not response_cache.forget_owner(owner):
         raise AIBudgetError("The cache did not answer, and may still find what it keeps.")
-
-
-def _usual_output(feature: str, max_tokens: int) -> int:
-    """Return the average output of the feature's last answers, or half of what is allowed."""
-    recent = (
-        CallLog.objects.using(conf.LEDGER_DATABASE)
-        .filter(feature_id=feature, status=CallLog.Status.SETTLED)  # type: ignore[misc] # to_field
-        .order_by("-id")
-        .values_list("output_tokens", flat=True)[:_RECENT_CALLS]
-    )
-    seen = list(recent)
-    usual = sum(seen) // len(seen) if seen else max_tokens // 2
-    return min(usual, max_tokens)
 
 
 class _Streaming:

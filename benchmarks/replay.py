@@ -159,7 +159,6 @@ def auto(trace: Sequence[prompts.Prompt]) -> list[int]:
             positions, ends = _positions(prompt)
             decision = decide(
                 positions,
-                rates=prompts.RATES,
                 prices=prices,
                 minimum=prompts.MINIMUM_TOKENS,
                 feature="replay",
@@ -179,7 +178,7 @@ def auto(trace: Sequence[prompts.Prompt]) -> list[int]:
                 cache_write_1h_tokens=billed.written_1h,
                 output_tokens=prompt.output,
             )
-            decision.book(usage, cost_plain_nanousd=prompt.plain_nanousd)
+            decision.book(usage, cost_nanousd=bills[-1], cost_plain_nanousd=prompt.plain_nanousd)
         cache.clear()
     return bills
 

@@ -181,7 +181,7 @@ class OpenAttempt:
         if not answer.final_usage:
             most = answer.shown_tokens + ALLOWANCE_TOKENS
             usage["output_tokens"] = min(most, self.bound.output_tokens)
-        settlement = self._of_usage(usage, answered=answer.model, **seen)
+        settlement = self._of_usage(usage, answered=answer.model, partly=True, **seen)
         return replace(
             settlement,
             status=Status.ESTIMATED,
@@ -204,7 +204,13 @@ class OpenAttempt:
         return hidden and not answer.final_usage
 
     def _of_usage(
-        self, raw: Mapping[str, Any], *, answered: str, free: bool = False, **seen: Any
+        self,
+        raw: Mapping[str, Any],
+        *,
+        answered: str,
+        free: bool = False,
+        partly: bool = False,
+        **seen: Any,
     ) -> Settlement:
         usage = Usage()
         saved, levers = 0, list[str]()
@@ -218,10 +224,7 @@ class OpenAttempt:
         except (UnclassifiedUsage, UnpricedModel) as error:
             log.warning("A call to %s is booked at its bound: %s", self.attempt.model, error)
             return self._at_bound(type(error).__name__, usage=usage, **seen)
-        if self.marking is not None and free:
-            self.marking.cancel()
-        elif self.marking is not None:
-            self.marking.book(usage, cost_plain_nanousd=plain)
+        self._book_marks(rates, usage, free=free, partly=partly)
         if usage.unclassified:
             log.warning("Usage has fields without a price rule: %s", ", ".join(usage.unclassified))
         return Settlement(
@@ -233,6 +236,20 @@ class OpenAttempt:
             saved_nanousd=saved,
             saved_reason=", ".join(levers),
             **seen,
+        )
+
+    def _book_marks(self, rates: ModelRates, usage: Usage, *, free: bool, partly: bool) -> None:
+        """Book what the marks cost and saved. Of a part only the prompt is known for sure."""
+        if self.marking is None:
+            return
+        if free:
+            self.marking.cancel()
+            return
+        known = replace(usage, output_tokens=0) if partly else usage
+        self.marking.book(
+            usage,
+            cost_nanousd=self._cost(rates, known),
+            cost_plain_nanousd=self._cost(rates, uncached(known)),
         )
 
     def _cost(self, rates: ModelRates, usage: Usage) -> int:

@@ -11,12 +11,16 @@ from ai_budget.savings import prompt_cache
 from ai_budget.savings.prompt_cache import Marking
 
 
-def dearest(mode: str, feature: str, at: datetime) -> Marks:
-    """Return the marks of a mode at their dearest, to tell beforehand what may be set aside.
+def dearest(
+    body: Mapping[str, Any], rates: ModelRates, *, mode: str, feature: str, at: datetime
+) -> Marking | None:
+    """Return the body with the marks that cost most, to tell beforehand what may be set aside.
 
-    What "auto" would do is not asked: it counts what it sees.
+    What "auto" would do is not asked, for it counts what it sees: it may mark anything.
     """
-    return Marks("1h" if mode == "auto" else mode, feature, at)
+    if mode == "auto":
+        return prompt_cache.mark_everywhere(body, rates=rates, feature=feature)
+    return prompt_cache.mark(body, mode=mode, rates=rates, feature=feature, at=at)
 
 
 class Marks:

@@ -264,15 +264,17 @@ class Opening:
             cache_checked=True,
             at=at,
         )
+        helps = attempt.kind in HELPERS
         settlement = Settlement(
             status=Status.CACHED,
             cost_nanousd=0,
-            saved_nanousd=kept.cost_nanousd,
-            saved_reason="response cache",
+            # What a router did not cost again was never saved on the call itself.
+            saved_nanousd=0 if helps else kept.cost_nanousd,
+            saved_reason="" if helps else "response cache",
             stop_reason=str(json.loads(kept.message).get("stop_reason") or ""),
             latency_ms=max(0, round((periods.monotonic() - self._started) * 1000)),
         )
-        counts = counts and attempt.kind not in HELPERS
+        counts = counts and not helps
         if counts and rules.feature.cache_counts:
             limits = limits_in_force(charge, rules, at=at, zone=conf.TIME_ZONE)
             try:

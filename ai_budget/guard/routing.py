@@ -17,6 +17,7 @@ from ai_budget.conf import conf
 from ai_budget.guard import turns
 from ai_budget.guard.charge import OpenCall, current_payer
 from ai_budget.guard.deciding import Outgoing, takes
+from ai_budget.guard.history import classified, usual_output
 from ai_budget.guard.rules import Routing, read_routing
 from ai_budget.policy import routing
 from ai_budget.policy.routing import Question, Route
@@ -159,13 +160,16 @@ def _classify(
     """Return the classifier's request, unless it costs what it could save."""
     choices = question.choices
     request = routing.classification(question, model=choices[0])
-    prompt, output = json_bytes(body) // _BYTES_A_TOKEN, int(body["max_tokens"]) // 2
-    if "max_tokens" in call.left_open:
-        output = conf.DEFAULT_MAX_TOKENS // 2
+    left_open = "max_tokens" in call.left_open
+    most = conf.DEFAULT_MAX_TOKENS if left_open else int(body["max_tokens"])
+    prompt, output = json_bytes(body) // _BYTES_A_TOKEN, usual_output(question.feature, most)
+    cheaper, of = classified(question.feature)
     if not routing.is_worth_asking(
         _expected(choices[0], json_bytes(request) // _BYTES_A_TOKEN, request["max_tokens"]),
         asked_nanousd=_expected(question.asked, prompt, output),
         cheapest_nanousd=_expected(choices[0], prompt, output),
+        cheaper=cheaper,
+        of=of,
     ):
         return Routed(asked=question.asked, route=routing.not_worth_asking(choices))
     helper = call.helper(Kind.ROUTER)

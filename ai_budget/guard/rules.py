@@ -138,7 +138,7 @@ def forget_feature(name: str) -> None:
     """Give a feature's answers another version, so that those that are kept are not found.
 
     Every feature of a category, or of the site, gets its own: they stay forgotten wherever they
-    are moved, and whatever is deleted.
+    are moved, and whatever is deleted. Raises ``LookupError`` for a name that has no budget.
     """
     alias = conf.LEDGER_DATABASE
     budgets = FeatureBudget.objects.using(alias).order_by("pk")
@@ -146,6 +146,8 @@ def forget_feature(name: str) -> None:
         budgets = budgets.filter(Q(name=name) | Q(parent__name=name))
     with patient_transaction(connections[alias]):
         found = list(budgets.values_list("pk", flat=True))
+        if not found and name != SITE:
+            raise LookupError(f"There is no feature {name[:64]!r}, and so nothing to forget.")
         for key in found:
             own = FeatureBudget.objects.using(alias).filter(pk=key)
             own.update(cache_version=F("cache_version") + 1)

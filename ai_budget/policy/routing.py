@@ -24,6 +24,7 @@ EXCERPT_CHARACTERS = 2_000
 CONTEXT_CHARACTERS = 1_000
 """How much it reads of the system prompt's beginning, and of the end of the answer before."""
 
+_TRUSTED = 3  # answers for a cheaper model that a classifier is given in advance
 _MOST_TOOLS = 20
 _NAME_CHARACTERS = 64
 _BYTES_A_TOKEN = 4
@@ -174,13 +175,22 @@ def classification(question: Question, *, model: str) -> dict[str, Any]:
     }
 
 
-def is_worth_asking(classifier_nanousd: int, *, asked_nanousd: int, cheapest_nanousd: int) -> bool:
-    """Say whether a classifier costs less than it can save.
+def is_worth_asking(
+    classifier_nanousd: int,
+    *,
+    asked_nanousd: int,
+    cheapest_nanousd: int,
+    cheaper: int = 0,
+    of: int = 0,
+) -> bool:
+    """Say whether a classifier is expected to cost less than it saves.
 
-    That is what the call is expected to cost at the model asked for, less what it is expected
-    to at the cheapest choice.
+    A call saves what it is expected to cost at the model asked for, less what it is expected to
+    at the cheapest choice, if the classifier sends it there: of the latest ``of`` calls it sent
+    ``cheaper`` to a cheaper model. Before it has said much it is trusted.
     """
-    return classifier_nanousd < asked_nanousd - cheapest_nanousd
+    saving = asked_nanousd - cheapest_nanousd
+    return classifier_nanousd * (of + _TRUSTED) < saving * (cheaper + _TRUSTED)
 
 
 def read_level(answer: str | Mapping[str, Any]) -> str | None:

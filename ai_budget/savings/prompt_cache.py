@@ -18,13 +18,11 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
 from django.core.cache import caches
 
-from ai_budget import money
 from ai_budget.conf import conf
 from ai_budget.exceptions import UnpricedModel
 from ai_budget.pricing.rates import ModelRates, minimum_prefix
@@ -45,6 +43,7 @@ from ai_budget.savings.prompt_reuse import (
     NO_PLAN,
     REMEMBERED_SECONDS,
     Entry,
+    Mark,
     Plan,
     Position,
     Prices,
@@ -86,13 +85,12 @@ def mark(
     if mode != "auto":
         return None if theirs or body.get("thread") else _mark_always(body, mode, rates, feature)
     if theirs:
-        return Marking(body=dict(body), note="", decision=_unmarked(rates, feature))
+        return Marking(body=dict(body), note="", decision=_unmarked(feature))
     prefixes = read_prefixes(body, rates=rates, feature=feature, where=where)
     if prefixes is None or prefixes.hidden or not prefixes.positions:
-        return Marking(body=dict(body), note="", decision=_unmarked(rates, feature))
+        return Marking(body=dict(body), note="", decision=_unmarked(feature))
     decision = decide(
         prefixes.positions,
-        rates=rates,
         prices=_prices(body, prefixes, rates),
         minimum=minimum_prefix(str(body["model"])),
         feature=feature,
@@ -105,6 +103,15 @@ def mark(
     return Marking(body=marked, note=_note(marks), decision=decision)
 
 
+def mark_everywhere(body: Mapping[str, Any], *, rates: ModelRates, feature: str) -> Marking | None:
+    """Return the body at the dearest that "auto" may make it: with more marks than may be sent."""
+    prefixes = None if is_marked(body) else read_prefixes(body, rates=rates, feature=feature)
+    if prefixes is None or prefixes.hidden:
+        return None
+    everywhere = [Mark(index=index, ttl=HOUR) for index in range(len(prefixes.positions))]
+    return Marking(body=place_marks(body, prefixes, everywhere), note="")
+
+
 @dataclass(slots=True, kw_only=True)
 class Marking:
     """One request's marks, and what is to be booked for them when its answer has come."""
@@ -113,14 +120,16 @@ class Marking:
     note: str
     decision: Decision | None = None
 
-    def book(self, usage: Usage | None, *, cost_plain_nanousd: int) -> None:
+    def book(self, usage: Usage | None, *, cost_nanousd: int, cost_plain_nanousd: int) -> None:
         """Book the answer as it was billed; the first of ``book`` and ``cancel`` counts.
 
         ``cost_plain_nanousd`` is what it would have cost without caching. Without a usage
         nothing is known: what was set aside stays spent.
         """
         if self.decision is not None:
-            self.decision.book(usage, cost_plain_nanousd=cost_plain_nanousd)
+            self.decision.book(
+                usage, cost_nanousd=cost_nanousd, cost_plain_nanousd=cost_plain_nanousd
+            )
 
     def cancel(self) -> None:
         """Give back what was set aside: nothing was billed."""
@@ -150,7 +159,6 @@ class Decision:
     """
 
     plan: Plan
-    rates: ModelRates
     feature: str
     minimum: int = 0
     at: float = 0.0
@@ -159,12 +167,13 @@ class Decision:
     ended: bool = False
     lock: Any = field(default_factory=threading.Lock, repr=False)
 
-    def book(self, usage: Usage | None, *, cost_plain_nanousd: int) -> None:
+    def book(self, usage: Usage | None, *, cost_nanousd: int, cost_plain_nanousd: int) -> None:
         """See ``Marking.book``."""
         if not self._end() or usage is None:
             return
         allowance = cost_plain_nanousd // ALLOWANCE_DIVISOR
-        added = added_nanousd(usage, self.rates) if self.plan.marks else 0
+        # What the caller's own marks cost or save is not this account's.
+        added = cost_nanousd - cost_plain_nanousd if self.plan.marks else 0
         try:
             cache = caches[conf.CACHE_ALIAS]
             Account(cache, self.feature).give(self.plan.most_nanousd - added + allowance)
@@ -213,7 +222,6 @@ class Decision:
 def decide(
     positions: Sequence[Position],
     *,
-    rates: ModelRates,
     prices: Prices,
     minimum: int,
     feature: str,
@@ -226,7 +234,6 @@ def decide(
     try:
         return _decide(
             positions,
-            rates=rates,
             prices=prices,
             minimum=minimum,
             feature=feature,
@@ -241,7 +248,6 @@ def decide(
 def _decide(
     positions: Sequence[Position],
     *,
-    rates: ModelRates,
     prices: Prices,
     minimum: int,
     feature: str,
@@ -268,7 +274,10 @@ def _decide(
         at=at,
     )
     plan, unmeasured = plan_of(positions), ""
-    if plan.is_short:
+    if account.balance(found.get(account.key)) < 0:
+        # The API did not keep what it says it keeps: read nothing, for it may be written.
+        plan = NO_PLAN
+    elif plan.is_short:
         # A whole prompt that begins so was billed with no fewer tokens than its beginning has.
         wished = names[plan.wished - 1]
         size = cache.get(_SIZE + wished)
@@ -294,7 +303,6 @@ def _decide(
         cache.set_many(changed, REMEMBERED_SECONDS)
     return Decision(
         plan=plan,
-        rates=rates,
         feature=feature,
         minimum=minimum,
         at=at,
@@ -320,21 +328,6 @@ def _marked(
         )
 
 
-def added_nanousd(usage: Usage, rates: ModelRates) -> int:
-    """Return what caching added to the bill of an answer; below nothing is what it saved."""
-    total = Fraction(0)
-    for each, own in [(entry.usage, not entry.model) for entry in usage.iterations] or [
-        (usage, True)
-    ]:
-        per = rates.at(each.prompt_tokens, each.speed if rates.fast else "")
-        added = each.cache_write_5m_tokens * (per.cache_write_5m - per.input)
-        added += each.cache_write_1h_tokens * (per.cache_write_1h - per.input)
-        if own:
-            added -= each.cache_read_tokens * (per.input - per.cache_read)
-        total += added * Fraction(*(rates.us_geo if each.inference_geo == "us" else (1, 1)))
-    return money.ceil_div(total.numerator, total.denominator * 1_000_000)
-
-
 def _mark_always(
     body: Mapping[str, Any], ttl: str, rates: ModelRates, feature: str
 ) -> Marking | None:
@@ -347,8 +340,8 @@ def _mark_always(
     return Marking(body=place_marks(body, prefixes, marks), note=_note(marks))
 
 
-def _unmarked(rates: ModelRates, feature: str) -> Decision:
-    return Decision(plan=NO_PLAN, rates=rates, feature=feature)
+def _unmarked(feature: str) -> Decision:
+    return Decision(plan=NO_PLAN, feature=feature)
 
 
 def _prices(body: Mapping[str, Any], prefixes: Prefixes, rates: ModelRates) -> Prices:

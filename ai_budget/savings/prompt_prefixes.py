@@ -159,7 +159,8 @@ class _Reader:
         self._state = hashlib.blake2b(key=digest_key(_PURPOSE), digest_size=12)
         self._prefixes = Prefixes()
         self._expected = self._most = 0
-        self._update([rates.provider, where, feature, body["model"]])
+        space = [body.get(name) for name in ("model", "workspace_id", "inference_geo")]
+        self._update([rates.provider, where, feature, *space])
         self._candidates: list[tuple[Position, Place]] = []
 
     def read(self) -> Prefixes:

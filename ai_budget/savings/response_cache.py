@@ -285,6 +285,19 @@ def forget_owner(owner: Sequence[str]) -> bool:
     return True
 
 
+def generation_of(owner: Sequence[str]) -> str:
+    """Return what changes when the owner's answers are forgotten, for what else is kept of them.
+
+    "" for nobody. Where the cache fails it is another one each time, and nothing is found.
+    """
+    try:
+        keys = _owner_keys(tuple(owner), _digests(digest_key("ai_budget answer"), _room))
+        return _generation(caches[conf.CACHE_ALIAS], keys)
+    except Exception as error:
+        _warn(error)
+        return secrets.token_hex(8)
+
+
 @contextmanager
 def apart() -> Iterator[None]:
     """Find nothing inside the block that was kept outside it, nor outside what was kept inside.

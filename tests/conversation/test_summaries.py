@@ -463,3 +463,14 @@ def test_what_is_left_of_any_conversation_can_be_sent(
     assert_sendable(trimmed.messages)
     assert trimmed.dropped == 0
     assert bool(trimmed.summarised) == bool(trimmed.summary) == (trimmed.saved_tokens > 0)
+
+
+def test_who_is_forgotten_has_no_summary_either(api: AnthropicSimulator) -> None:
+    for _ in range(2):
+        trim(OLD, **OPTIONS, subject="acme")
+    before = len(api.requests)
+
+    ai_budget.forget_answers(subject="acme")
+    trim(OLD, **OPTIONS, subject="acme")
+
+    assert (before, len(api.requests)) == (1, 2)

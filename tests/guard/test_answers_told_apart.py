@@ -278,3 +278,8 @@ def test_an_answer_from_the_far_future_is_not_waited_for(api: Any, shared: None)
     with freeze(NOON):
         ai_budget.ask("Hello", feature="chat")
     assert time.monotonic() - began < AT_ONCE  # 5 s: the note "kept" is of the future
+
+
+def test_a_feature_that_does_not_exist_is_not_forgotten_in_silence() -> None:
+    with pytest.raises(LookupError, match="chatt"):
+        ai_budget.forget_answers("chatt")

@@ -11,6 +11,8 @@ import pytest
 from django.core.cache import caches
 
 import ai_budget
+from ai_budget.exceptions import BudgetExceeded
+from ai_budget.guard.marks import Marks
 from ai_budget.pricing.bound import bound
 from ai_budget.pricing.rates import resolve
 from ai_budget.savings import prompt_cache
@@ -129,12 +131,11 @@ def test_auto_marks_what_it_has_seen_to_come_again(api: AnthropicSimulator) -> N
 
 def test_auto_does_not_mark_what_never_comes_again(api: AnthropicSimulator) -> None:
     with override_budget("chat", prompt_cache="auto"):
-        for number in range(30):
-            ai_budget.ask("Who?", feature="chat", system=f"{number}: {SYSTEM}")
+        for number in range(150):
+            with freeze(NOON + timedelta(seconds=5 * number)):
+                ai_budget.ask("Who?", feature="chat", system=f"{number}: {SYSTEM}")
 
-    saved = sum(row.saved_nanousd for row in rows())
-    plain = saved + sum(row.cost_nanousd or 0 for row in rows())
-    assert saved >= -plain // 100
+    assert sum(row.cache_write_5m_tokens + row.cache_write_1h_tokens for row in rows()) == 0
 
 
 @pytest.mark.parametrize("end", [Fail(status=400), Reply(stop_reason="refusal", content=[])])
@@ -197,3 +198,63 @@ def test_what_one_account_wrote_another_does_not_take_for_its_own(
 
     one, again, two = seen
     assert one == again != two
+
+
+def test_what_was_set_aside_comes_back_where_nothing_is_sent(
+    api: AnthropicSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(Marking, "cancel", lambda self: ended.append("cancelled"))
+
+    with (
+        override_budget("chat", prompt_cache="auto", daily_limit_usd=0),
+        pytest.raises(BudgetExceeded),
+    ):
+        ai_budget.ask("Who?", feature="chat", system=SYSTEM)
+
+    assert "cancelled" in ended
+
+
+def test_marks_that_are_taken_off_or_changed_give_back_what_was_set_aside() -> None:
+    given = {"model": MODEL, "max_tokens": 9, "system": SYSTEM, "messages": [{"role": "user"}]}
+    ended: list[str] = []
+
+    class Fake:
+        note, body = "prompt cache", given
+
+        def cancel(self) -> None:
+            ended.append("cancelled")
+
+    marks = Marks("auto", "chat", NOON)
+    marks._marking, marks._of = Fake(), {**given, "model": "another"}  # type: ignore[assignment]
+    marks.mark(given, resolve(MODEL))
+    changed = len(ended)
+    marks._marking = Fake()  # type: ignore[assignment]
+    taken_off = marks.take_off()
+
+    assert (changed, taken_off, len(ended)) == (1, True, 2)
+    assert marks.mark(given, resolve(MODEL)) is None
+
+
+def test_a_stream_that_was_cut_earns_nothing_for_what_it_only_may_have_said(
+    api: AnthropicSimulator, client: anthropic.Anthropic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    booked: list[dict[str, int]] = []
+    monkeypatch.setattr(Marking, "book", lambda self, usage, **given: booked.append(given))
+    api.enqueue(Reply(text="word " * 500, chunk_delay=0.01))
+    with (
+        override_budget("chat", prompt_cache="auto"),
+        client.messages.stream(
+            model=MODEL,
+            max_tokens=1_000,
+            system=SYSTEM,
+            messages=[{"role": "user", "content": "Who?"}],
+        ) as stream,
+    ):
+        next(iter(stream.text_stream))
+
+    row = only_row()
+    assert row.output_tokens > 500  # an allowance for what was on its way
+    assert booked[0]["cost_plain_nanousd"] == ai_budget.price(
+        MODEL, {"input_tokens": row.input_tokens, "output_tokens": 0}
+    )

@@ -42,7 +42,11 @@ class Sent:
 
     def book(self) -> None:
         if self.decision is not None:
-            self.decision.book(self.usage, cost_plain_nanousd=self.plain_nanousd)
+            self.decision.book(
+                self.usage,
+                cost_nanousd=self.cost_nanousd,
+                cost_plain_nanousd=self.plain_nanousd,
+            )
 
 
 @dataclass(slots=True)
@@ -67,7 +71,6 @@ class Api:
         """Decide and bill one prompt; ``tokens`` are what its positions truly have."""
         decision = decide(
             positions,
-            rates=RATES,
             prices=Prices(rates=(PER,)),
             minimum=MINIMUM,
             feature=feature,

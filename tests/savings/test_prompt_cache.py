@@ -15,9 +15,9 @@ from ai_budget.pricing.cost import cost
 from ai_budget.pricing.rates import Band, ModelRates, resolve
 from ai_budget.pricing.usage import read_usage
 from ai_budget.savings.prompt_account import Account
-from ai_budget.savings.prompt_cache import Marking, added_nanousd, mark
+from ai_budget.savings.prompt_cache import Marking, mark
 from ai_budget.testing import AnthropicSimulator
-from ai_budget.values import Iteration, Usage
+from ai_budget.values import Usage
 from tests.savings.prompt_api import PER, RATES
 from tests.savings.test_prompt_prefixes import (
     AT,
@@ -73,7 +73,11 @@ class Site:
         self.cost += cost(self.rates, usage)
         self.plain += plain(usage, self.rates)
         if marking is not None:
-            marking.book(usage, cost_plain_nanousd=plain(usage, self.rates))
+            marking.book(
+                usage,
+                cost_nanousd=cost(self.rates, usage),
+                cost_plain_nanousd=plain(usage, self.rates),
+            )
         return usage
 
 
@@ -218,14 +222,14 @@ def test_prices_that_the_prompt_cannot_reach_are_not_set_aside() -> None:
 def test_what_a_write_did_not_cost_is_given_back_and_one_percent_with_it() -> None:
     marking = tempted()
     usage = Usage(input_tokens=50, cache_write_5m_tokens=1_500, output_tokens=10)
-    marking.book(usage, cost_plain_nanousd=4_000_000)
+    marking.book(usage, cost_nanousd=4_750_000, cost_plain_nanousd=4_000_000)
     assert account() == 10**9 - 1_500 * 500 + 40_000
 
 
 def test_what_reads_saved_is_paid_in() -> None:
     marking = tempted()
     usage = Usage(input_tokens=50, cache_read_tokens=1_500, output_tokens=10)
-    marking.book(usage, cost_plain_nanousd=4_000_000)
+    marking.book(usage, cost_nanousd=1_300_000, cost_plain_nanousd=4_000_000)
     assert account() == 10**9 + 1_500 * 1_800 + 40_000
 
 
@@ -237,7 +241,7 @@ def test_a_call_that_was_not_billed_gets_all_back() -> None:
 def test_a_call_whose_end_is_unknown_leaves_it_spent() -> None:
     marking = tempted()
     before = account()
-    marking.book(None, cost_plain_nanousd=4_000_000)
+    marking.book(None, cost_nanousd=0, cost_plain_nanousd=4_000_000)
     assert account() == before < 10**9
 
 
@@ -247,7 +251,7 @@ def test_the_first_end_counts(first: str) -> None:
     usage = Usage(input_tokens=50, cache_write_5m_tokens=1_500)
 
     def book() -> None:
-        marking.book(usage, cost_plain_nanousd=4_000_000)
+        marking.book(usage, cost_nanousd=4_750_000, cost_plain_nanousd=4_000_000)
 
     ends = [book, marking.cancel] if first == "book" else [marking.cancel, book]
     ends[0]()
@@ -260,7 +264,7 @@ def test_the_first_end_counts(first: str) -> None:
 def test_calls_with_marks_of_the_callers_earn_their_percent_and_no_more() -> None:
     given = body(ask(), system=LONG, cache_control={"type": "ephemeral"})
     marking = auto(given)
-    marking.book(Usage(cache_read_tokens=100_000), cost_plain_nanousd=1_000)
+    marking.book(Usage(cache_read_tokens=100_000), cost_nanousd=100, cost_plain_nanousd=1_000)
     assert account() == 10
 
 
@@ -290,13 +294,13 @@ def test_an_entry_that_its_writer_has_not_booked_is_not_taken_for_free() -> None
     assert "cache_control" not in str(again.body) or account() < before
 
 
-def test_what_caching_added_is_told_to_the_nano_dollar() -> None:
-    usage = Usage(cache_write_5m_tokens=3, cache_write_1h_tokens=5, cache_read_tokens=7)
-    assert added_nanousd(usage, RATES) == 3 * 500 + 5 * 2_000 - 7 * 1_800
-    abroad = Usage(cache_write_5m_tokens=10, inference_geo="us")
-    assert added_nanousd(abroad, RATES) == 5_500
-    inside = Usage(iterations=(Iteration(type="message", usage=usage),))
-    assert added_nanousd(inside, RATES) == added_nanousd(usage, RATES)
+def test_nothing_is_marked_while_the_account_is_in_debt() -> None:
+    marking = tempted()
+    usage = Usage(input_tokens=50, cache_write_5m_tokens=1_500)
+    marking.book(usage, cost_nanousd=3 * 10**9, cost_plain_nanousd=1)  # as if it kept nothing
+    later = AT + timedelta(seconds=70)
+    assert account() < 0
+    assert "cache_control" not in str(auto(body(ask("And another"), system=LONG), later).body)
 
 
 # A cache that fails, and what is in it
@@ -324,7 +328,7 @@ def test_a_cache_that_fails_means_no_marks_and_no_error(
 def test_a_cache_that_fails_later_loses_no_answer(settings: Any) -> None:
     marking = tempted()
     settings.CACHES = {"default": {"BACKEND": f"{__name__}.DownCache"}}
-    marking.book(Usage(input_tokens=1), cost_plain_nanousd=1)
+    marking.book(Usage(input_tokens=1), cost_nanousd=1, cost_plain_nanousd=1)
     marking.cancel()
 
 
@@ -344,7 +348,7 @@ def test_neither_keys_nor_values_nor_logs_have_any_of_the_prompt(
         for number in range(9):
             given = body(ask(f"{secret} {number}"), system=secret + LONG, tools=[TOOL])
             marking = auto(given, AT + timedelta(seconds=5 * number))
-            marking.book(Usage(input_tokens=2_000), cost_plain_nanousd=10**9)
+            marking.book(Usage(input_tokens=2_000), cost_nanousd=10**9, cost_plain_nanousd=10**9)
     stored = str(caches["default"]._cache)  # type: ignore[attr-defined]
     assert "ai_budget:prompt" in stored
     for kept in (stored, caplog.text, repr(marking), marking.note):

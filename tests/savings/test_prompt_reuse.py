@@ -18,7 +18,7 @@ from ai_budget.savings.prompt_reuse import (
     plan,
 )
 from ai_budget.values import Usage
-from tests.savings.prompt_api import MINIMUM, PER, RATES
+from tests.savings.prompt_api import MINIMUM, PER
 
 AT = 1_800_000_000.0
 PRICES = Prices(rates=(PER,))
@@ -158,9 +158,7 @@ def test_shares_follow_what_came_again() -> None:
 
 
 def entries_after(usage: Usage, *marked: Marked) -> dict[str, str]:
-    decision = Decision(
-        plan=Plan(), rates=RATES, feature="chat", minimum=MINIMUM, at=AT, marked=marked
-    )
+    decision = Decision(plan=Plan(), feature="chat", minimum=MINIMUM, at=AT, marked=marked)
     return {key.rsplit(":", 1)[1]: ttl for key, ttl in decision._entries(usage)}
 
 

@@ -159,6 +159,7 @@ def test_the_same_question_is_classified_once(api: AnthropicSimulator) -> None:
     ]
     assert asked_models(api) == [HAIKU, HAIKU, HAIKU]
     assert again.cost_nanousd < first.cost_nanousd
+    assert [row.saved_nanousd for row in rows() if row.status == Status.CACHED] == [0]
     assert not again.cached
 
 
@@ -267,3 +268,26 @@ def test_a_routed_answer_is_found_again(api: AnthropicSimulator) -> None:
 
     assert again.cached
     assert again.model == HAIKU
+
+
+def test_a_classifier_that_finds_nothing_simple_is_asked_no_more(api: AnthropicSimulator) -> None:
+    asked: dict[str, Any] = {"feature": "chat", "max_tokens": 40}
+    with override_budget("chat", routing="classifier", model=SONNET):
+        for number in range(40):
+            api.enqueue(*[HARD] * (number < 20))
+            ai_budget.ask(f"Why {number}?", **asked)
+
+    routers = [row for row in rows() if row.kind == Kind.ROUTER]
+    assert 3 <= len(routers) < 20
+    assert "would cost what it can save" in rows()[-1].decision
+
+
+def test_answers_that_are_short_are_not_worth_a_classifier(api: AnthropicSimulator) -> None:
+    with override_budget("chat", model="claude-haiku-4-5"):
+        for number in range(5):
+            api.enqueue(Reply(text="No."))
+            ai_budget.ask(f"Is {number} prime?", feature="chat")
+    with override_budget("chat", routing="classifier", model="claude-haiku-4-5"):
+        ai_budget.ask("Is 9 prime?", feature="chat")
+
+    assert not [row for row in rows() if row.kind == Kind.ROUTER]

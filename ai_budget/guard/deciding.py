@@ -64,7 +64,7 @@ class Decision:
     marking: Marking | None = None
 
 
-Mark = Callable[[Mapping[str, Any], ModelRates], Marking | None]
+Marker = Callable[[Mapping[str, Any], ModelRates], Marking | None]
 """Puts marks for the API's prompt cache on the body that a model of these rates will get."""
 
 
@@ -76,7 +76,7 @@ def decide(
     ledger: Ledger,
     at: datetime,
     counted: Counted | None = None,
-    mark: Mark | None = None,
+    mark: Marker | None = None,
 ) -> Decision:
     """Return the decision on a request, from the rules and the balances of the moment.
 

@@ -28,7 +28,7 @@ from ai_budget.guard.charge import HELPERS, OpenCall, Payer, current_call, curre
 from ai_budget.guard.deciding import (
     Counted,
     Decision,
-    Mark,
+    Marker,
     Outgoing,
     bound_of,
     completed,
@@ -298,7 +298,7 @@ class Opening:
             call.cached = True
             _note_attempt(call, attempt, counts=counts)
 
-    def _marker(self, rules: Rules, at: datetime) -> Mark | None:
+    def _marker(self, rules: Rules, at: datetime) -> Marker | None:
         """Return what marks the body for the API's prompt cache, in the feature's way."""
         mode, call = rules.feature.prompt_cache, current_call()
         helps = call is not None and call.kind in HELPERS

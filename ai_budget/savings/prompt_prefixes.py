@@ -49,8 +49,8 @@ _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Where in a body a position is: "tools" or "system" and a block, or a message's block."""
+class BlockPath:
+    """Where in a body a block is: "tools" or "system" and a block, or a message's block."""
 
     section: str
     block: int
@@ -65,7 +65,7 @@ class Prefixes:
     """
 
     positions: list[Position] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    places: list[BlockPath] = field(default_factory=list)
     most: int = 0
     hidden: bool = False
 
@@ -161,7 +161,7 @@ class _Reader:
         self._expected = self._most = 0
         space = [body.get(name) for name in ("model", "workspace_id", "inference_geo")]
         self._update([rates.provider, where, feature, *space])
-        self._candidates: list[tuple[Position, Place]] = []
+        self._candidates: list[tuple[Position, BlockPath]] = []
 
     def read(self) -> Prefixes:
         body = self._body
@@ -170,7 +170,7 @@ class _Reader:
         self._read_tools()
         self._update(["system", body.get("speed")])
         for index, block in enumerate(_blocks(body.get("system"))):
-            self._read_block(block, Place(section="system", block=index), "s", "")
+            self._read_block(block, BlockPath(section="system", block=index), "s", "")
         messages = list(body["messages"])
         self._update(["messages", *_settings(body, messages)])
         last = len(messages) - 1
@@ -179,7 +179,7 @@ class _Reader:
             role = str(message["role"])
             for index, block in enumerate(blocks):
                 ends = number == last and index == len(blocks) - 1
-                place = Place(section="messages", block=index, message=number)
+                place = BlockPath(section="messages", block=index, message=number)
                 self._read_block(block, place, "e" if ends else "m", role, opens=index == 0)
         return self._selected()
 
@@ -199,12 +199,18 @@ class _Reader:
             self._most += most + more
             # A tool that is loaded later is not in the prompt.
             if not tool.get("defer_loading"):
-                place = Place(section="tools", block=index)
+                place = BlockPath(section="tools", block=index)
         if place is not None:
             self._end(place, "s")
 
     def _read_block(
-        self, block: Mapping[str, Any], place: Place, part: str, role: str, *, opens: bool = False
+        self,
+        block: Mapping[str, Any],
+        place: BlockPath,
+        part: str,
+        role: str,
+        *,
+        opens: bool = False,
     ) -> None:
         size, most = self._update([role, opens, _unmarked(block)])
         images, data, whole = _media(block)
@@ -215,7 +221,7 @@ class _Reader:
         if _takes_mark(block) and role in ("", "user", "assistant"):
             self._end(place, part)
 
-    def _end(self, place: Place, part: str) -> None:
+    def _end(self, place: BlockPath, part: str) -> None:
         position = Position(
             fingerprint=self._state.copy().hexdigest(),
             expected=self._expected,
@@ -249,8 +255,8 @@ class _Reader:
 
 
 def _thinned(
-    given: list[tuple[Position, Place]], first: int, last: int
-) -> list[tuple[Position, Place]]:
+    given: list[tuple[Position, BlockPath]], first: int, last: int
+) -> list[tuple[Position, BlockPath]]:
     """Leave out the middle, whose tokens then belong to the first position after it."""
     if len(given) <= first + last:
         return given

@@ -200,6 +200,8 @@ class Opening:
     ) -> Found | Pause | None:
         """Return the answer from the cache, or how long to wait for it; None says to ask."""
         setting = setting_of(current_call(), rules.feature)
+        if setting is None and self._asking is None:
+            return None
         body, notes = completed(self._outgoing.body, rules)
         self._ask_for(body, setting, charge, rules, at)
         if self._asking is None or setting is None:

@@ -200,7 +200,7 @@ def _cache(chosen: dict[str, Any]) -> Iterator[None]:
     from django.core.cache import cache
     from django.test import override_settings
 
-    from ai_budget.savings.response_cache import apart
+    from ai_budget.savings.digest_keys import apart
 
     with override_settings(CACHES={"default": chosen}), apart():
         try:

@@ -44,7 +44,7 @@ MARKABLE = frozenset(
 )
 """Blocks of messages that are known to take a mark."""
 
-_PURPOSE = "ai_budget prompt"
+_PURPOSE = "prompt"
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
 

@@ -22,8 +22,7 @@ import math
 import secrets
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import blake2b
@@ -64,6 +63,7 @@ _MOST_OWNERS = 10_000
 _MOST_HERE = 1024
 _LONGEST_HERE = 16 * 1024
 
+_PURPOSE = "answer"
 _KEPT, _ALONE = "kept", "alone"
 
 
@@ -198,7 +198,7 @@ def place_of(
     owner = tuple(owner) if private else ()
     try:
         asked = _canonical((scope, feature, owner, versions, question))
-        digests = _digests(digest_key("ai_budget answer"), _room)
+        digests = _digests(digest_key(_PURPOSE))
         digest = digests.question.copy()
         digest.update(asked)
         seal = digest.digest()
@@ -271,7 +271,7 @@ def forget_owner(owner: Sequence[str]) -> bool:
     what it keeps may be found again.
     """
     try:
-        keys = _owner_keys(tuple(owner), _digests(digest_key("ai_budget answer"), _room))
+        keys = _owner_keys(tuple(owner), _digests(digest_key(_PURPOSE)))
     except (TypeError, ValueError):
         return True  # nothing can be kept for such a name
     for key in keys:
@@ -291,29 +291,11 @@ def generation_of(owner: Sequence[str]) -> str:
     "" for nobody. Where the cache fails it is another one each time, and nothing is found.
     """
     try:
-        keys = _owner_keys(tuple(owner), _digests(digest_key("ai_budget answer"), _room))
+        keys = _owner_keys(tuple(owner), _digests(digest_key(_PURPOSE)))
         return _generation(caches[conf.CACHE_ALIAS], keys)
     except Exception as error:
         _warn(error)
         return secrets.token_hex(8)
-
-
-@contextmanager
-def apart() -> Iterator[None]:
-    """Find nothing inside the block that was kept outside it, nor outside what was kept inside.
-
-    For tests, of all threads of this process: a site's cache outlives them.
-    """
-    global _room
-    before, _room = _room, secrets.token_hex(8)
-    try:
-        yield
-    finally:
-        _room = before
-
-
-_room = ""
-"""What places of this process are apart from others by."""
 
 
 # Places
@@ -328,8 +310,7 @@ class _Digests:
 
 
 @functools.lru_cache(maxsize=64)
-def _digests(secret: bytes, room: str) -> _Digests:
-    key = blake2b(secret, salt=room.encode()).digest()
+def _digests(key: bytes) -> _Digests:
     return _Digests(
         question=blake2b(key=key, digest_size=32, person=b"question"),
         owner=blake2b(key=key, digest_size=9, person=b"owner"),

@@ -16,7 +16,7 @@ from ai_budget.conf import DEFAULTS, conf
 from ai_budget.ledger.connection import stand_in
 from ai_budget.models import DowngradeRung, FeatureBudget
 from ai_budget.pricing import rates
-from ai_budget.savings import response_cache
+from ai_budget.savings.digest_keys import apart
 from ai_budget.testing.simulator import AnthropicSimulator
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def freeze(at: datetime) -> Iterator[None]:
 class BudgetTestMixin(_Case):
     """For ``TestCase`` and ``TransactionTestCase``: calls go to ``self.anthropic_api``.
 
-    The ledger writes through the test's own connection, so that it is rolled back with it. No
-    answer is found that was kept before the test.
+    The ledger writes through the test's own connection, so that it is rolled back with it. Nothing
+    is found in the caches of answers and prompts that was kept before the test.
     """
 
     anthropic_api: AnthropicSimulator
@@ -98,7 +98,7 @@ class BudgetTestMixin(_Case):
         own: dict[str, Any] = getattr(cls, "_overridden_settings", None) or {}
         with override_settings(**own):
             cls.enterClassContext(ledger_of_the_test())
-            cls.enterClassContext(response_cache.apart())
+            cls.enterClassContext(apart())
             local = {**own, "AI_BUDGET": local_settings(cls.anthropic_api)}
         cls._overridden_settings = local
         cls.addClassCleanup(setattr, cls, "_overridden_settings", own)
@@ -106,7 +106,7 @@ class BudgetTestMixin(_Case):
 
     def setUp(self) -> None:
         super().setUp()
-        self.enterContext(response_cache.apart())
+        self.enterContext(apart())
         self.anthropic_api.reset()
         rates.forget()
 

@@ -26,17 +26,17 @@ def anthropic_api(
 ) -> Iterator[AnthropicSimulator]:
     """The local API, empty, with the settings pointing at it. The test needs a database mark.
 
-    No answer is found that was kept before the test.
+    Nothing is found in the caches of answers and prompts that was kept before the test.
     """
     from ai_budget.conf import conf
     from ai_budget.pricing import rates
-    from ai_budget.savings import response_cache
+    from ai_budget.savings.digest_keys import apart
     from ai_budget.testing.budgets import ledger_of_the_test, local_settings
 
     anthropic_api_server.reset()
     # A test that sets some keys, and not the address, must not call out.
     here = conf.default(BASE_URL=anthropic_api_server.base_url)
-    with here, ledger_of_the_test(), response_cache.apart():
+    with here, ledger_of_the_test(), apart():
         settings.AI_BUDGET = local_settings(anthropic_api_server)
         rates.forget()
         yield anthropic_api_server

@@ -31,12 +31,12 @@ from hypothesis import strategies as st
 from ai_budget import periods
 from ai_budget.conf import Settings
 from ai_budget.savings import response_cache
+from ai_budget.savings.digest_keys import apart
 from ai_budget.savings.response_cache import (
     Busy,
     Claim,
     Kept,
     Place,
-    apart,
     claim,
     forget_owner,
     look_up,
@@ -929,7 +929,7 @@ def test_where_who_asks_is_killed_one_other_takes_over(redis: RedisServer) -> No
 def somewhere_in(question: Mapping[str, Any]) -> Place:
     """The place of the other processes, which are not apart."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(response_cache, "_room", "")
+        patch.setattr("ai_budget.savings.digest_keys._room", b"")
         return somewhere(question, scope="shared", owner=(), versions=(1,))
 
 

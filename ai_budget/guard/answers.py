@@ -189,6 +189,8 @@ class Asking:
             pause, self._look_again = self._look_again, self._look_again * 1.5
             return min(pause, LONGEST_LOOK_SECONDS)
         self._claim = claim
+        if len(_asked_by) >= _MOST_ASKED:
+            _asked_by.clear()  # of streams that were dropped unread, mostly
         _asked_by[self.place] = self._asker
         # Whoever had the claim before may have kept the answer just now.
         kept = response_cache.look_up(self.place, at=at, ttl=self.setting.ttl)
@@ -225,3 +227,5 @@ class Asking:
 
 _asked_by: dict[Place, int] = {}
 """Who asks what in this process: nobody waits for an answer that only they can read on."""
+
+_MOST_ASKED = 10_000

@@ -165,9 +165,16 @@ def test_nobody_waits_for_a_stream_that_they_hold_themselves(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_nobody_waits_behind_one_who_waits_for_a_limit(api: AnthropicSimulator) -> None:
+def test_nobody_waits_behind_one_who_waits_for_a_limit(
+    api: AnthropicSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     FeatureBudget.objects.create(name="chat", cache_scope="shared", requests_per_minute=1)
     ai_budget.ask("Other", feature="chat", cache="off")
+    waits, over = threading.Event(), threading.Event()
+
+    def sleep(seconds: float) -> None:
+        waits.set()
+        over.wait(seconds)
 
     def patient() -> None:
         try:
@@ -175,12 +182,19 @@ def test_nobody_waits_behind_one_who_waits_for_a_limit(api: AnthropicSimulator) 
         finally:
             connections.close_all()
 
-    threading.Thread(target=patient, daemon=True).start()
-    time.sleep(0.3)
+    monkeypatch.setattr("time.sleep", sleep)
+    thread = threading.Thread(target=patient)
+    thread.start()
+    assert waits.wait(AT_ONCE)
     began = time.monotonic()
     with pytest.raises(RateLimited):
         ai_budget.ask("Hello", feature="chat", max_tokens=100)
-    assert time.monotonic() - began < AT_ONCE
+    took = time.monotonic() - began
+    FeatureBudget.objects.update(requests_per_minute=None)
+    over.set()
+    thread.join()
+
+    assert took < AT_ONCE
 
 
 @pytest.mark.django_db(transaction=True)

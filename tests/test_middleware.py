@@ -347,7 +347,8 @@ def refusal(**changes: Any) -> Refusal:
         "held": 98_765_000_000,
         "requested": 1_234_567_000_000,
         "exhausted": True,
-        "resets_at": periods.now() + timedelta(hours=5),
+        # Whole minutes: digits of a second are no figure of the site.
+        "resets_at": (periods.now() + timedelta(hours=5)).replace(second=0, microsecond=0),
         "retry_after": 18_000,
     }
     return Refusal(**(facts | changes))

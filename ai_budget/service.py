@@ -44,16 +44,13 @@ from ai_budget.guard.standing import (
 from ai_budget.ledger import base as ledgers
 from ai_budget.pricing.cost import cost
 from ai_budget.savings import response_cache
-from ai_budget.values import SITE, Answer, Estimate, Kind, Usage
+from ai_budget.values import BYTES_A_TOKEN, SITE, Answer, Estimate, Kind, Usage
 
 if TYPE_CHECKING:
     from anthropic.types import Message
 
 Prompt = str | Iterable[Mapping[str, Any]]
 """Text, or a list of messages."""
-
-_BYTES_A_TOKEN = 4
-"""What text comes to on average, for what is expected, never for what is reserved."""
 
 
 def ask(
@@ -225,7 +222,7 @@ def estimate(
         mark = partial(dearest, mode=rules.feature.prompt_cache, feature=paying.feature, at=at)
         decision = decide(outgoing, paying, rules, ledger=ledger, at=at, mark=mark)
     usual = Usage(
-        input_tokens=max(1, decision.bound.input_tokens // _BYTES_A_TOKEN),
+        input_tokens=max(1, decision.bound.input_tokens // BYTES_A_TOKEN),
         output_tokens=usual_output(paying.feature, decision.body["max_tokens"]),
         speed=str(decision.body.get("speed") or ""),
         inference_geo=str(decision.body.get("inference_geo") or conf.INFERENCE_GEO or ""),

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from anthropic.types import Message
 
 
+BYTES_A_TOKEN = 4
+"""What text comes to on average, for what is expected, never for what is reserved."""
+
+
 class Measure(StrEnum):
     """What a limit counts: money, calls, HTTP attempts, or their tokens."""
 

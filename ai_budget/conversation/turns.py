@@ -13,9 +13,8 @@ from typing import Any
 
 from ai_budget import money
 from ai_budget.conf import conf
-
-_BYTES_A_TOKEN = 4
-"""What text comes to on average, for what is said to be saved, never for what is billed."""
+from ai_budget.pricing.bound import plain_json
+from ai_budget.values import BYTES_A_TOKEN
 
 _MEDIA_TOKENS = 1_500
 """What a picture or a short file comes to, for the same."""
@@ -108,7 +107,7 @@ def read_message(message: Any, index: int) -> Said:
             f"messages[{index}] has neither a text nor a list of blocks as its content."
         )
     try:
-        blocks = json.loads(json.dumps(content, default=_plain))
+        blocks = json.loads(json.dumps(content, default=plain_json))
     except (TypeError, ValueError, RecursionError):
         raise TypeError(f"messages[{index}] is not JSON.") from None
     if not all(isinstance(block, dict) for block in blocks):
@@ -116,15 +115,6 @@ def read_message(message: Any, index: int) -> Said:
     return Said(
         given=message, role=message["role"], blocks=[_without_marks(block) for block in blocks]
     )
-
-
-def _plain(value: Any) -> Any:
-    """Turn an object of the SDK into plain JSON as the SDK will."""
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json", exclude_unset=True)
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError
 
 
 def _without_marks(block: dict[str, Any]) -> dict[str, Any]:
@@ -263,4 +253,4 @@ def block_tokens(block: Mapping[str, Any]) -> int:
     if said is None:
         return 0
     text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-    return len(text.encode("utf-8", "surrogatepass")) // _BYTES_A_TOKEN
+    return len(text.encode("utf-8", "surrogatepass")) // BYTES_A_TOKEN

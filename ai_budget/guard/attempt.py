@@ -224,7 +224,7 @@ class OpenAttempt:
         except (UnclassifiedUsage, UnpricedModel) as error:
             log.warning("A call to %s is booked at its bound: %s", self.attempt.model, error)
             return self._at_bound(type(error).__name__, usage=usage, **seen)
-        self._book_marks(rates, usage, free=free, partly=partly)
+        self._book_marks(rates, usage, spent=spent, plain=plain, free=free, partly=partly)
         if usage.unclassified:
             log.warning("Usage has fields without a price rule: %s", ", ".join(usage.unclassified))
         return Settlement(
@@ -238,19 +238,19 @@ class OpenAttempt:
             **seen,
         )
 
-    def _book_marks(self, rates: ModelRates, usage: Usage, *, free: bool, partly: bool) -> None:
+    def _book_marks(
+        self, rates: ModelRates, usage: Usage, *, spent: int, plain: int, free: bool, partly: bool
+    ) -> None:
         """Book what the marks cost and saved. Of a part only the prompt is known for sure."""
         if self.marking is None:
             return
         if free:
             self.marking.cancel()
             return
-        known = replace(usage, output_tokens=0) if partly else usage
-        self.marking.book(
-            usage,
-            cost_nanousd=self._cost(rates, known),
-            cost_plain_nanousd=self._cost(rates, uncached(known)),
-        )
+        if partly:
+            prompt = replace(usage, output_tokens=0)
+            spent, plain = self._cost(rates, prompt), self._cost(rates, uncached(prompt))
+        self.marking.book(usage, cost_nanousd=spent, cost_plain_nanousd=plain)
 
     def _cost(self, rates: ModelRates, usage: Usage) -> int:
         return cost(rates, usage, at=self.attempt.reserved_at, region=self.region)

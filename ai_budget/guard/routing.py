@@ -24,7 +24,7 @@ from ai_budget.policy.routing import Question, Route
 from ai_budget.pricing.bound import json_bytes
 from ai_budget.pricing.cost import cost
 from ai_budget.pricing.rates import resolve
-from ai_budget.values import Kind, Usage
+from ai_budget.values import BYTES_A_TOKEN, Kind, Usage
 
 log = logging.getLogger("ai_budget")
 
@@ -37,7 +37,6 @@ CLASSIFIER_SECONDS = 5.0
 KEPT_SECONDS = 86_400.0
 """How long a classifier's answer is good for the same question."""
 
-_BYTES_A_TOKEN = 4
 _WAYS = ("off", "length", "classifier")
 _NOT_OF_THE_BODY = frozenset({"extra_body", "extra_headers", "extra_query", "timeout"})
 
@@ -162,10 +161,10 @@ def _classify(
     request = routing.classification(question, model=choices[0])
     left_open = "max_tokens" in call.left_open
     most = conf.DEFAULT_MAX_TOKENS if left_open else int(body["max_tokens"])
-    prompt, output = json_bytes(body) // _BYTES_A_TOKEN, usual_output(question.feature, most)
+    prompt, output = json_bytes(body) // BYTES_A_TOKEN, usual_output(question.feature, most)
     cheaper, of = classified(question.feature)
     if not routing.is_worth_asking(
-        _expected(choices[0], json_bytes(request) // _BYTES_A_TOKEN, request["max_tokens"]),
+        _expected(choices[0], json_bytes(request) // BYTES_A_TOKEN, request["max_tokens"]),
         asked_nanousd=_expected(question.asked, prompt, output),
         cheapest_nanousd=_expected(choices[0], prompt, output),
         cheaper=cheaper,

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ai_budget.values import BYTES_A_TOKEN
+
 LEVELS = ("simple", "moderate", "hard")
 """What a classifier may answer: for the cheapest choice, one in between, the model asked for."""
 
@@ -27,7 +29,6 @@ CONTEXT_CHARACTERS = 1_000
 _TRUSTED = 3  # answers for a cheaper model that a classifier is given in advance
 _MOST_TOOLS = 20
 _NAME_CHARACTERS = 64
-_BYTES_A_TOKEN = 4
 _IMAGE_TOKENS = 1_600  # of 1,100 by 1,100 pixels; no model takes more than three times as many
 _NO_TEXT = frozenset({"cache_control", "id", "signature", "tool_use_id", "type"})
 _UNKNOWN_LENGTH = frozenset({"base64", "container_upload", "file", "url"})
@@ -85,7 +86,7 @@ class Question:
         call. None where there is a file or an address, whose length nobody knows here.
         """
         size = _bytes([message.get("content") for message in self.messages])
-        return None if size is None else -(-size // _BYTES_A_TOKEN)
+        return None if size is None else -(-size // BYTES_A_TOKEN)
 
 
 def may_route(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> bool:
@@ -309,7 +310,7 @@ def _bytes(value: Any) -> int | None:
         return len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, Mapping):
         if value.get("type") == "image":
-            return _IMAGE_TOKENS * _BYTES_A_TOKEN
+            return _IMAGE_TOKENS * BYTES_A_TOKEN
         if value.get("type") in _UNKNOWN_LENGTH:
             return None
         value = [part for name, part in value.items() if name not in _NO_TEXT]

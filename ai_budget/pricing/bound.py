@@ -523,7 +523,7 @@ def json_bytes(body: Mapping[str, Any]) -> int:
     bytes can become eighteen letters.
     """
     try:
-        text = json.dumps(body, ensure_ascii=False, default=_plain)
+        text = json.dumps(body, ensure_ascii=False, default=plain_json)
     except (TypeError, ValueError):
         raise UnboundedCall("The request's body is not JSON.") from None
     if text.isascii():
@@ -534,7 +534,7 @@ def json_bytes(body: Mapping[str, Any]) -> int:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
     """Turn an object of the SDK, or an iterable, into plain JSON as the SDK will."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json", exclude_unset=True)

@@ -16,13 +16,17 @@ from fractions import Fraction
 from ai_budget import money
 from ai_budget.conf import conf
 from ai_budget.exceptions import UnpricedModel
-from ai_budget.pricing.rates import BATCH, ModelRates, TokenRates, minimum_prefix, resolve
+from ai_budget.pricing.rates import (
+    BATCH,
+    CACHE_LIFETIMES,
+    ModelRates,
+    TokenRates,
+    minimum_prefix,
+    resolve,
+)
 
 RECONSIDER_NANOUSD = 10_000 * money.NANO_PER_USD
 """A month that is dearer should be thought over before it is spent."""
-
-LIFETIMES = {"5m": 300, "1h": 3_600}
-"""For how many seconds a prefix is kept; each read keeps it for as long again."""
 
 BATCH_READS = Fraction(30, 100)
 """Of the calls of a batch, those that find the prefix. They run at once and in any order; 30 to
@@ -254,7 +258,7 @@ class _Usage:
         plain = _PromptCache(kept="off", reads=Fraction(0), per_paid_call=self._plain())
         if self.prefix < minimum_prefix(self.rates.model):
             return plain
-        kept = (self._kept(lifetime) for lifetime in LIFETIMES)
+        kept = (self._kept(lifetime) for lifetime in CACHE_LIFETIMES)
         return min((plain, *kept), key=lambda each: each.per_paid_call)
 
     def _plain(self) -> Fraction:
@@ -264,7 +268,7 @@ class _Usage:
     def _kept(self, lifetime: str) -> _PromptCache:
         per = self._per_million
         write = {"5m": per.cache_write_5m, "1h": per.cache_write_1h}[lifetime]
-        reads = self._reads(LIFETIMES[lifetime])
+        reads = self._reads(CACHE_LIFETIMES[lifetime])
         prefix = reads * per.cache_read + (1 - reads) * write
         cost = self._scaled(self.prefix * prefix + (self.input - self.prefix) * per.input)
         return _PromptCache(kept=lifetime, reads=reads, per_paid_call=cost)

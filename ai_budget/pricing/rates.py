@@ -58,6 +58,10 @@ IMAGE_TOKENS_BEFORE_4_7 = 1_568 + 16
 _BEFORE_4_6 = re.compile(r"claude-(?:[23v]|instant|[a-z]+-4-[015]\b|[a-z]+-4(?:@|-20|$)|4-)")
 _BEFORE_4_7 = re.compile(_BEFORE_4_6.pattern + r"|claude-[a-z]+-4[-.]6\b")
 
+CACHE_LIFETIMES = {"5m": 300, "1h": 3_600}
+"""For how many seconds a prefix is kept; each read keeps it for as long again.
+https://platform.claude.com/docs/en/build-with-claude/prompt-caching"""
+
 _MINIMUM_PREFIX = (
     (re.compile(r"opus-4-[56]\b|haiku-4-5\b"), 4_096),
     (re.compile(r"opus-4-7\b|mythos-preview|3-(?:5-)?haiku"), 2_048),

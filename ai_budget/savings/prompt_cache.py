@@ -25,7 +25,7 @@ from django.core.cache import caches
 
 from ai_budget.conf import conf
 from ai_budget.exceptions import UnpricedModel
-from ai_budget.pricing.rates import ModelRates, minimum_prefix
+from ai_budget.pricing.rates import CACHE_LIFETIMES, ModelRates, minimum_prefix
 from ai_budget.savings import prompt_reuse
 from ai_budget.savings.prompt_account import ALLOWANCE_DIVISOR, Account
 from ai_budget.savings.prompt_prefixes import (
@@ -38,7 +38,6 @@ from ai_budget.savings.prompt_prefixes import (
 )
 from ai_budget.savings.prompt_reuse import (
     HOUR,
-    LIFETIMES,
     MINUTES,
     NO_PLAN,
     REMEMBERED_SECONDS,
@@ -89,14 +88,17 @@ def mark(
     prefixes = read_prefixes(body, rates=rates, feature=feature, where=where)
     if prefixes is None or prefixes.hidden or not prefixes.positions:
         return Marking(body=dict(body), note="", decision=_unmarked(feature))
-    decision = decide(
-        prefixes.positions,
-        prices=_prices(body, prefixes, rates),
-        minimum=minimum_prefix(str(body["model"])),
-        feature=feature,
-        at=at.timestamp(),
-    )
-    if decision is None:
+    try:
+        decision = decide(
+            prefixes.positions,
+            prices=_prices(body, prefixes, rates),
+            minimum=minimum_prefix(str(body["model"])),
+            feature=feature,
+            at=at.timestamp(),
+        )
+    except Exception as error:
+        # A cache may be down, or hold what an older version wrote.
+        log.warning("The prompt cache is left out: %s", type(error).__name__)
         return None
     marks = decision.plan.marks
     marked = place_marks(body, prefixes, marks) if marks else dict(body)
@@ -180,10 +182,10 @@ class Decision:
             kept = dict(self._entries(usage))
             for ttl in set(kept.values()):
                 alive = _write_entry(
-                    Entry(until=self.at + LIFETIMES[ttl] - MARGIN_SECONDS, ttl=ttl)
+                    Entry(until=self.at + CACHE_LIFETIMES[ttl] - MARGIN_SECONDS, ttl=ttl)
                 )
                 names = [name for name, lives in kept.items() if lives == ttl]
-                cache.set_many(dict.fromkeys(names, alive), LIFETIMES[ttl])
+                cache.set_many(dict.fromkeys(names, alive), CACHE_LIFETIMES[ttl])
             if self.unmeasured and usage.prompt_tokens and not usage.iterations:
                 cache.set(_SIZE + self.unmeasured, usage.prompt_tokens, REMEMBERED_SECONDS)
         except Exception as error:
@@ -226,33 +228,11 @@ def decide(
     minimum: int,
     feature: str,
     at: float,
-) -> Decision | None:
-    """Return where to mark these positions now, the most it can cost set aside; None: leave it.
-
-    ``at`` is in seconds since 1970.
-    """
-    try:
-        return _decide(
-            positions,
-            prices=prices,
-            minimum=minimum,
-            feature=feature,
-            at=at,
-        )
-    except Exception as error:
-        # Prices may be missing, a cache may be down or hold what an older version wrote.
-        log.warning("The prompt cache is left out: %s", type(error).__name__)
-        return None
-
-
-def _decide(
-    positions: Sequence[Position],
-    *,
-    prices: Prices,
-    minimum: int,
-    feature: str,
-    at: float,
 ) -> Decision:
+    """Return where to mark these positions now, the most it can cost set aside.
+
+    ``at`` is in seconds since 1970. Raises what the cache raises.
+    """
     cache = caches[conf.CACHE_ALIAS]
     account = Account(cache, feature)
     learned = _REUSE + keyed_digest("reuse", feature)
@@ -262,6 +242,7 @@ def _decide(
     before = [_read_sighting(found.get(_SEEN + name)) for name in names]
     entries = [_read_entry(found.get(_ENTRY + name)) for name in names]
     reuse = _read_reuse(found.get(learned))
+    left = account.balance(found.get(account.key))
     now = prompt_reuse.look(positions, before, reuse, at)
     plan_of = partial(
         prompt_reuse.plan,
@@ -270,14 +251,12 @@ def _decide(
         reuse=reuse,
         prices=prices,
         minimum=minimum,
-        afford_nanousd=max(0, account.balance(found.get(account.key))),
+        afford_nanousd=left,
         at=at,
     )
-    plan, unmeasured = plan_of(positions), ""
-    if account.balance(found.get(account.key)) < 0:
-        # The API did not keep what it says it keeps: read nothing, for it may be written.
-        plan = NO_PLAN
-    elif plan.is_short:
+    # In debt the API did not keep what it says it keeps: nothing is read, for it may be written.
+    plan, unmeasured = NO_PLAN if left < 0 else plan_of(positions), ""
+    if plan.is_short:
         # A whole prompt that begins so was billed with no fewer tokens than its beginning has.
         wished = names[plan.wished - 1]
         size = cache.get(_SIZE + wished)

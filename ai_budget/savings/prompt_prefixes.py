@@ -28,9 +28,7 @@ from ai_budget.pricing.bound import (
 from ai_budget.pricing.rates import ModelRates
 from ai_budget.savings.digest_keys import digest_key
 from ai_budget.savings.prompt_reuse import HOUR, MOST_MARKS, Mark, Position
-
-BYTES_PER_TOKEN = 4
-"""What is expected of text, before an answer says."""
+from ai_budget.values import BYTES_A_TOKEN
 
 LOOKBACK = 20
 """Positions that a mark looks back for an entry, itself the first."""
@@ -195,7 +193,7 @@ class _Reader:
                 (tokens for prefix, tokens in CLIENT_TOOLS.items() if kind.startswith(prefix)), 0
             )
             size, most = self._update(["tool", _unmarked(tool)])
-            self._expected += size // BYTES_PER_TOKEN
+            self._expected += size // BYTES_A_TOKEN
             self._most += most + more
             # A tool that is loaded later is not in the prompt.
             if not tool.get("defer_loading"):
@@ -216,7 +214,7 @@ class _Reader:
         images, data, whole = _media(block)
         if whole:
             most = self._rates.context_window
-        self._expected += (size - data) // BYTES_PER_TOKEN + images * self._rates.image_tokens // 2
+        self._expected += (size - data) // BYTES_A_TOKEN + images * self._rates.image_tokens // 2
         self._most += most - min(data, most) + images * self._rates.image_tokens
         if _takes_mark(block) and role in ("", "user", "assistant"):
             self._end(place, part)

@@ -25,13 +25,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ai_budget import money
-from ai_budget.pricing.rates import Ratio, TokenRates
+from ai_budget.pricing.rates import CACHE_LIFETIMES, Ratio, TokenRates
 
 MINUTES, HOUR = "5m", "1h"
-LIFETIMES = {MINUTES: 300, HOUR: 3_600}
-"""Seconds an entry lives after it was last written or read.
-https://platform.claude.com/docs/en/build-with-claude/prompt-caching"""
-
 MOST_MARKS = 4
 """What a request may carry, says the same page."""
 
@@ -165,9 +161,9 @@ class _Horizon:
 
 
 _HORIZONS = (
-    _Horizon(seconds=LIFETIMES[MINUTES], step=100, ripe=LIFETIMES[MINUTES]),
+    _Horizon(seconds=CACHE_LIFETIMES[MINUTES], step=100, ripe=CACHE_LIFETIMES[MINUTES]),
     # A whole hour is long to wait: what comes later than this still counts, a little late.
-    _Horizon(seconds=LIFETIMES[HOUR], step=600, ripe=1_200),
+    _Horizon(seconds=CACHE_LIFETIMES[HOUR], step=600, ripe=1_200),
 )
 
 
@@ -251,7 +247,7 @@ def kind_of(position: Position, *, times: int, gap: float, size: int, share: str
     if times == 0:
         return f"0{position.part}{share}{size}"
     part = "m" if position.part == "e" else position.part
-    recent = "r" if gap <= _RECENT_SECONDS else "a" if gap <= LIFETIMES[MINUTES] else "o"
+    recent = "r" if gap <= _RECENT_SECONDS else "a" if gap <= CACHE_LIFETIMES[MINUTES] else "o"
     return f"{times}{part}{share}{recent}"
 
 

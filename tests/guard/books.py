@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.db.models import QuerySet
@@ -24,6 +24,13 @@ T = TypeVar("T")
 
 MODEL = "claude-haiku-5-5"
 """What calls use that do not care."""
+
+QUESTION: dict[str, Any] = {
+    "model": MODEL,
+    "max_tokens": 100,
+    "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+}
+"""A request that may be asked again."""
 
 
 def rows() -> list[CallLog]:

@@ -8,7 +8,7 @@ import anthropic
 import pytest
 
 import ai_budget
-from ai_budget.testing import AnthropicSimulator
+from ai_budget.testing import AnthropicSimulator, override_budget
 
 
 @pytest.fixture
@@ -26,3 +26,17 @@ def client(api: AnthropicSimulator) -> Iterator[anthropic.Anthropic]:
 async def async_client(api: AnthropicSimulator) -> AsyncIterator[anthropic.AsyncAnthropic]:
     async with anthropic.AsyncAnthropic(api_key="key", base_url=api.base_url) as bare:
         yield ai_budget.guard(bare, feature="chat")
+
+
+@pytest.fixture
+def shared() -> Iterator[None]:
+    """The feature's answers are everybody's."""
+    with override_budget("chat", cache_scope="shared"):
+        yield
+
+
+@pytest.fixture
+def private() -> Iterator[None]:
+    """Each caller has answers of their own."""
+    with override_budget("chat", cache_scope="private"):
+        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -20,28 +19,11 @@ from ai_budget.guard.replay import CACHED_HEADER
 from ai_budget.models import FeatureBudget, UserQuota
 from ai_budget.testing import AnthropicSimulator, Fail, Reply, freeze, override_budget
 from ai_budget.values import Status
-from tests.guard.books import MODEL, assert_balanced, in_db, rows, statuses
+from tests.guard.books import MODEL, QUESTION, assert_balanced, in_db, rows, statuses
 
 pytestmark = pytest.mark.django_db
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-QUESTION: dict[str, Any] = {
-    "model": MODEL,
-    "max_tokens": 100,
-    "messages": [{"role": "user", "content": "Why is the sky blue?"}],
-}
-
-
-@pytest.fixture
-def shared() -> Iterator[None]:
-    with override_budget("chat", cache_scope="shared"):
-        yield
-
-
-@pytest.fixture
-def private() -> Iterator[None]:
-    with override_budget("chat", cache_scope="private"):
-        yield
 
 
 def text_of(message: Any) -> str:

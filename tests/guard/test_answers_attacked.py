@@ -32,7 +32,7 @@ from ai_budget.review import queries
 from ai_budget.testing import AnthropicSimulator, Fail, Reply, freeze, override_budget
 from ai_budget.values import Status
 from tests.factories import UserFactory
-from tests.guard.books import MODEL, assert_balanced, in_db, rows, statuses
+from tests.guard.books import MODEL, QUESTION, assert_balanced, in_db, rows, statuses
 
 pytestmark = pytest.mark.django_db
 
@@ -40,24 +40,6 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HAIKU, OPUS = MODEL, "claude-opus-5-5"
 AT_ONCE = 1.5
 """Seconds within which a call ends that waits for nobody's lease: the shortest is ten."""
-
-QUESTION: dict[str, Any] = {
-    "model": MODEL,
-    "max_tokens": 100,
-    "messages": [{"role": "user", "content": "Why is the sky blue?"}],
-}
-
-
-@pytest.fixture
-def shared() -> Iterator[None]:
-    with override_budget("chat", cache_scope="shared"):
-        yield
-
-
-@pytest.fixture
-def private() -> Iterator[None]:
-    with override_budget("chat", cache_scope="private"):
-        yield
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -19,17 +18,11 @@ from ai_budget.guard.answers import Surroundings
 from ai_budget.guard.events import Assembly, events_of
 from ai_budget.models import FeatureBudget
 from ai_budget.testing import AnthropicSimulator, Reply, freeze, override_budget
-from tests.guard.books import MODEL, in_db, ledger_of_the_run
-from tests.guard.test_answers_attacked import AT_ONCE, NOON, QUESTION, at_once
+from tests.guard.books import MODEL, QUESTION, in_db, ledger_of_the_run
+from tests.guard.test_answers_attacked import AT_ONCE, NOON, at_once
 
 pytestmark = pytest.mark.django_db
 SONNET, OPUS = "claude-sonnet-5-5", "claude-opus-5-5"
-
-
-@pytest.fixture
-def shared() -> Iterator[None]:
-    with override_budget("chat", cache_scope="shared"):
-        yield
 
 
 # Whose question it is

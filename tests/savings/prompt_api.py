@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ai_budget.pricing.rates import Band, ModelRates, TokenRates
+from ai_budget.pricing.rates import CACHE_LIFETIMES, Band, ModelRates, TokenRates
 from ai_budget.savings.prompt_cache import Decision, decide
-from ai_budget.savings.prompt_reuse import HOUR, LIFETIMES, Position, Prices
+from ai_budget.savings.prompt_reuse import HOUR, Position, Prices
 from ai_budget.values import Usage
 
 PER = TokenRates(
@@ -121,7 +121,7 @@ class Api:
         for index in {hit, *(mark.index for mark in marks if mark.index > hit)} - {-1}:
             name = positions[index].fingerprint
             ttl = self._lifetime(name, at) or next(m.ttl for m in marks if m.index == index)
-            self.entries.setdefault(name, []).append((at + begins, at + LIFETIMES[ttl], ttl))
+            self.entries.setdefault(name, []).append((at + begins, at + CACHE_LIFETIMES[ttl], ttl))
         return Usage(
             cache_read_tokens=sum(tokens[: hit + 1]),
             cache_write_1h_tokens=sum(tokens[hit + 1 : hour + 1]),

@@ -297,6 +297,18 @@ class Settlement:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One item of a reservation that was made for many: what is held for it, and how it ended.
+
+    One that was released leaves no row in the journal, and gives its call back, too.
+    """
+
+    attempt: Attempt
+    held_nanousd: int
+    settlement: Settlement
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
     """A balance that is not the sum of the journal: what it was, and what it has to be."""
 

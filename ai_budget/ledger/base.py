@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import partial
@@ -35,6 +35,7 @@ from ai_budget.values import (
     Difference,
     Limit,
     Measure,
+    Part,
     Reservation,
     Settlement,
     Status,
@@ -82,6 +83,26 @@ class Ledger(ABC):
         """Book what the attempt cost and give back the rest, once, however often it is called.
 
         A true cost that comes after an estimate corrects it.
+        """
+
+    @abstractmethod
+    def settle_parts(
+        self, reservation: int, claim: Callable[[CallLog], Sequence[Part]]
+    ) -> Sequence[Part]:
+        """Book items of a reservation that was made for many, in one transaction; return them.
+
+        ``reservation`` is the id of its row in the journal. ``claim`` is called inside the
+        transaction with that row, which is locked, and returns the parts that nobody has booked
+        yet; what it writes through the ledger's database is committed with them, or not at all.
+        It may be called again after a deadlock, and then what it wrote before was undone.
+
+        An item that cost something, or may have, has a row of its own from then on; one that was
+        released has none. With the last one the reservation is over. Where there is no such
+        reservation, or it was settled or released, ``claim`` is not called and nothing is booked.
+        One that was estimated after its deadline is corrected by what its items cost in truth.
+
+        Raises ``ValueError`` for more than the reservation has, and what ``claim`` raises;
+        ``CallInsideTransaction`` and ``LedgerUnavailable`` as ``settle`` does.
         """
 
     def record(self, attempt: Attempt, settlement: Settlement) -> None:

@@ -138,13 +138,36 @@ def patient_transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
         with short_transaction(connection, durable=False):
             yield
         return
+    with _patient_session(connection), transaction.atomic(using=connection.alias):
+        yield
+
+
+@contextmanager
+def guest_transaction(connection: BaseDatabaseWrapper) -> Iterator[Any]:
+    """Open a durable transaction in which somebody else's statements run, too; yield its cursor.
+
+    They may read without locking: what others change meanwhile is then no reason to fail.
+    """
+    level: Any = getattr(connection, "isolation_level", None)
+    nested = connection.in_atomic_block
+    with _patient_session(connection), short_transaction(connection) as cursor:
+        if connection.vendor == "mysql" and level != "read committed" and not nested:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        yield cursor
+
+
+@contextmanager
+def _patient_session(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Let no statement wait long for locks on MySQL and MariaDB; then restore what was set."""
+    if connection.vendor != "mysql":
+        yield
+        return
     with connection.cursor() as cursor:
         cursor.execute("SELECT @@SESSION.innodb_lock_wait_timeout")
         (of_caller,) = cursor.fetchone()
         cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", [LOCK_TIMEOUT_SECONDS])
         try:
-            with transaction.atomic(using=connection.alias):
-                yield
+            yield
         finally:
             cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", [of_caller])
 

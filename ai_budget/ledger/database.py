@@ -34,6 +34,7 @@ from ai_budget.ledger.connection import (
     TRIES,
     ensure_durable,
     for_update,
+    guest_transaction,
     one_moment,
     patience,
     patient_transaction,
@@ -42,8 +43,9 @@ from ai_budget.ledger.connection import (
     retry,
     short_transaction,
 )
-from ai_budget.ledger.journal import journal
-from ai_budget.models import RateBucket, SpendWindow
+from ai_budget.ledger.journal import Standing, journal
+from ai_budget.ledger.parts import Chunk, book_parts
+from ai_budget.models import CallLog, RateBucket, SpendWindow
 from ai_budget.values import (
     Amounts,
     Attempt,
@@ -52,6 +54,7 @@ from ai_budget.values import (
     Bucket,
     Difference,
     Limit,
+    Part,
     Reservation,
     Settlement,
     Status,
@@ -144,22 +147,71 @@ class DatabaseLedger(Ledger):
     ) -> None:
         statements, rows = _statements(connection), journal(connection)
         now = self.now()
-        calls = 0 if settlement.keep_call else reservation.amounts.calls
         with short_transaction(connection) as cursor:
-            if rows.close(cursor, reservation.id, settlement, now, Status.RESERVED):
-                spent, held = settlement.cost_nanousd, reservation.amounts.nanousd
-                statements.give(cursor, keys, spent=spent, held=held, calls=calls)
-                statements.give_back(cursor, reservation, settlement, now)
-                return
-            # Somebody was first: the tick, at the bound. What is known corrects an estimate.
-            if settlement.status is Status.ESTIMATED:
-                return
-            estimated = rows.lock_estimate(cursor, reservation.id)
-            if estimated is None:
-                return
-            rows.close(cursor, reservation.id, settlement, now, Status.ESTIMATED)
-            correction = settlement.cost_nanousd - estimated
-            statements.give(cursor, keys, spent=correction, held=0, calls=calls)
+            if not rows.close(cursor, reservation, settlement, now):
+                found = rows.lock(cursor, reservation.id)
+                if found is None or found.status is not Status.RESERVED:
+                    self._correct(cursor, keys, reservation.id, settlement, now, found)
+                    return
+                # Parts of it were settled meanwhile.
+                reservation, settlement = journals.of_the_rest(
+                    reservation, settlement, found.amounts
+                )
+                rows.close(cursor, reservation, settlement, now)
+            held = reservation.amounts
+            calls = 0 if settlement.keep_call else held.calls
+            spent = settlement.cost_nanousd
+            statements.give(cursor, keys, spent=spent, held=held.nanousd, calls=calls)
+            statements.give_back(cursor, reservation, settlement, now)
+
+    def _correct(
+        self,
+        cursor: Any,
+        keys: Sequence[BalanceKey],
+        row: int,
+        settlement: Settlement,
+        now: datetime,
+        found: Standing | None,
+    ) -> None:
+        """Write the truth over what somebody else booked first: the tick, at the bound."""
+        if found is None or found.status is not Status.ESTIMATED:
+            return
+        if settlement.status is Status.ESTIMATED:
+            return
+        connection = connections[self.alias]
+        journal(connection).correct(cursor, row, settlement, now)
+        spent = settlement.cost_nanousd - found.cost_nanousd
+        calls = 0 if settlement.keep_call else found.amounts.calls
+        _statements(connection).give(cursor, keys, spent=spent, held=0, calls=calls)
+
+    def settle_parts(
+        self, reservation: int, claim: Callable[[CallLog], Sequence[Part]]
+    ) -> Sequence[Part]:
+        connection = connections[self.alias]
+        ensure_durable(connection)
+        row = journals.find(connection, reservation)
+        if row is None:
+            return ()
+        keys = sorted(journals.keys_of(row), key=_primary_key)
+        step = functools.partial(self._settle_parts, connection, keys, reservation, claim)
+        chunk: Chunk | None = retry(connection, lambda: _creating_rows(connection, keys, (), step))
+        return () if chunk is None else chunk.told()
+
+    def _settle_parts(
+        self,
+        connection: BaseDatabaseWrapper,
+        keys: Sequence[BalanceKey],
+        reservation: int,
+        claim: Callable[[CallLog], Sequence[Part]],
+    ) -> Chunk | None:
+        now = self.now()
+        with guest_transaction(connection) as cursor:
+            chunk = book_parts(connection, cursor, reservation, claim, now)
+            if chunk is not None and chunk.parts:
+                _statements(connection).give(
+                    cursor, keys, spent=chunk.spent, held=chunk.given_back, calls=chunk.released
+                )
+            return chunk
 
     def take(self, buckets: Sequence[Bucket], *, at: datetime) -> None:
         connection = connections[self.alias]

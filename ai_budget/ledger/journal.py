@@ -7,8 +7,8 @@ all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Case, CharField, F, Func, Q, Sum, Value, When
 
 from ai_budget import periods
-from ai_budget.ledger.connection import for_update, one_statement, patience, retry
+from ai_budget.ledger.connection import for_update, one_statement, patience, places, retry
 from ai_budget.models import CallLog
 from ai_budget.periods import Period
 from ai_budget.policy.limits import balance_keys
@@ -28,6 +28,7 @@ from ai_budget.values import (
     BalanceKey,
     Balances,
     Charge,
+    Part,
     Reservation,
     Settlement,
     Status,
@@ -37,6 +38,9 @@ DEADLINE_PASSED = "deadline passed"
 """The error of a row whose worker never came back."""
 
 _LONGEST_DECISION = 200
+
+_ROWS_AT_ONCE = 1_000
+"""Rows that one statement writes, where the database takes as many parameters."""
 
 _ZONES_APART = timedelta(hours=15)
 """No zone's midnight is further from UTC's, so a day's rows can be found by their time."""
@@ -60,50 +64,31 @@ class Journal:
         self.prepared = {field.attname: field for field in fields if field.attname in _PREPARED}
         self.order = [field.attname for field in fields]
         names = ", ".join(quote(str(field.column)) for field in fields)
-        marks = ", ".join(["%s"] * len(fields))
+        self.marks = f"({places(len(fields))})"
+        # As they are without a length, which a cast would silently cut them to.
+        types = [str(field.db_type(connection)).partition("(")[0] for field in fields]
+        self.arrays = ", ".join(f"(%s)::{name}[]" for name in types)
         self.returns = connection.features.can_return_columns_from_insert
         returning = f" RETURNING {quote('id')}" if self.returns else ""
-        self.insert = (
-            f"{patience(connection)}INSERT INTO {self.calls} ({names}) VALUES ({marks}){returning}"
-        )
+        self.insert_many = f"INSERT INTO {self.calls} ({names})"
+        self.insert = f"{patience(connection)}{self.insert_many} VALUES {self.marks}{returning}"
+        at_once: int = connection.ops.bulk_batch_size(fields, range(_ROWS_AT_ONCE))
+        self.at_once = max(1, at_once)
         assigned = ", ".join(
             [f"{quote(name)} = %s" for name in _CLOSED]
             # What the answer does not say stays as it was asked for.
             + [f"{name} = COALESCE(NULLIF(%s, ''), {name})" for name in map(quote, _REPORTED)]
         )
-        self.update = (
+        self.correction = (
             f"{patience(connection)}UPDATE {self.calls} SET {assigned} WHERE id = %s "
             "AND status = %s"
         )
+        # One that was made for many may hold less by now than whoever closes it knows of.
+        self.closing = f"{self.correction} AND reserved_nanousd = %s AND counted = %s"
 
     def prepare(self, attempt: Attempt, amounts: Amounts) -> dict[str, Any]:
         """Return the columns of a reservation's row, before anything is locked: it takes time."""
-        charge = attempt.charge
-        row: dict[str, Any] = {
-            **self.blank,
-            "call_id": attempt.call_id,
-            "attempt": attempt.number,
-            "counted": amounts.calls,
-            "feature_id": charge.feature,
-            "category": attempt.category,
-            "user_id": charge.user_id,
-            "subject": charge.subject,
-            "kind": attempt.kind.value,
-            "requested_model": attempt.requested_model,
-            "model": attempt.model,
-            "provider": attempt.provider,
-            "max_tokens": attempt.max_tokens,
-            "speed": attempt.speed,
-            "inference_geo": attempt.inference_geo,
-            "reserved_nanousd": amounts.nanousd,
-            "decision": attempt.decision,
-            "cache_checked": attempt.cache_checked,
-            "rates": attempt.rates,
-            "reserved_at": attempt.reserved_at,
-            "day": attempt.day,
-            "deadline": attempt.deadline,
-            "tags": dict(charge.tags),
-        }
+        row = {**self.blank, **_asked(attempt, amounts)}
         for name, field in self.prepared.items():
             row[name] = field.get_db_prep_save(row[name], self.connection)
         return row
@@ -116,13 +101,22 @@ class Journal:
         return int(cursor.fetchone()[0] if self.returns else cursor.lastrowid)
 
     def close(
-        self, cursor: Any, row: int, settlement: Settlement, now: datetime, status: Status
+        self, cursor: Any, reservation: Reservation, settlement: Settlement, now: datetime
     ) -> bool:
-        """Write how the attempt ended, if its row still has that status; say whether it had."""
-        values = self._closing(settlement, now)
-        given = [values[name] for name in (*_CLOSED, *_REPORTED)]
-        cursor.execute(self.update, [*given, row, status.value])
+        """Write how the attempt ended, if its row still holds what was reserved; say if so."""
+        held = reservation.amounts
+        known = [reservation.id, Status.RESERVED.value, held.nanousd, held.calls]
+        cursor.execute(self.closing, [*self._closed(settlement, now), *known])
         return bool(cursor.rowcount)
+
+    def correct(self, cursor: Any, row: int, settlement: Settlement, now: datetime) -> None:
+        """Write the truth over an estimate, if it is still one."""
+        known = [row, Status.ESTIMATED.value]
+        cursor.execute(self.correction, [*self._closed(settlement, now), *known])
+
+    def _closed(self, settlement: Settlement, now: datetime) -> list[Any]:
+        values = self._closing(settlement, now)
+        return [values[name] for name in (*_CLOSED, *_REPORTED)]
 
     def prepare_settled(self, attempt: Attempt, settlement: Settlement) -> dict[str, Any]:
         """Return the columns of a row that is settled as it is written, and takes nothing."""
@@ -130,39 +124,146 @@ class Journal:
         return {**row, **self._closing(settlement, attempt.reserved_at)}
 
     def _closing(self, settlement: Settlement, now: datetime) -> dict[str, Any]:
-        usage = settlement.usage
-        return {
-            "status": settlement.status.value,
-            "cost_nanousd": settlement.cost_nanousd,
-            "input_tokens": usage.input_tokens,
-            "cache_write_5m_tokens": usage.cache_write_5m_tokens,
-            "cache_write_1h_tokens": usage.cache_write_1h_tokens,
-            "cache_read_tokens": usage.cache_read_tokens,
-            "output_tokens": usage.output_tokens,
-            "thinking_tokens": usage.thinking_tokens,
-            "web_searches": usage.web_searches,
-            "service_tier": usage.service_tier[:16],
-            "speed": usage.speed[:16],
-            "inference_geo": usage.inference_geo[:32],
-            "stop_reason": settlement.stop_reason[:32],
-            "request_id": settlement.request_id[:64],
-            "settled_at": self.connection.ops.adapt_datetimefield_value(now),
-            "latency_ms": settlement.latency_ms,
-            "first_token_ms": settlement.first_token_ms,
-            "error": settlement.error[:64],
-            "saved_nanousd": settlement.saved_nanousd,
-            "saved_reason": settlement.saved_reason[:32],
-        }
+        return {**_ended(settlement), "settled_at": self._moment(now)}
 
-    def lock_estimate(self, cursor: Any, row: int) -> int | None:
-        """Return what an estimated row was booked at, and lock it; None if it is not one."""
+    def _moment(self, at: datetime) -> Any:
+        return self.connection.ops.adapt_datetimefield_value(at)
+
+    def prepare_parts(self, row: CallLog, parts: Iterable[Part], now: datetime) -> list[list[Any]]:
+        """Return the rows of items that are over; they count where the reservation does.
+
+        What is alike in many of them is prepared once: there may be a hundred thousand.
+        """
+        shared: dict[str, Any] = {
+            "feature_id": row.feature_id,
+            "category": row.category,
+            "subject": row.subject,
+            "user_id": self._prepare("user_id", row.user_id),
+            "day": self._prepare("day", row.day),
+            "settled_at": self._moment(now),
+        }
+        moments: dict[datetime, Any] = {}
+        charge, tags = None, None
+        rows = []
+        for part in parts:
+            attempt = part.attempt
+            if attempt.charge is not charge:
+                charge = attempt.charge
+                tags = self._prepare("tags", dict(charge.tags))
+            for at in (attempt.reserved_at, attempt.deadline):
+                if at not in moments:
+                    moments[at] = self._moment(at)
+            asked = _asked(attempt, Amounts(nanousd=part.held_nanousd))
+            ended = _ended(part.settlement)
+            for name in _REPORTED:
+                ended[name] = ended[name] or asked[name]
+            values = {
+                **self.blank,
+                **asked,
+                **ended,
+                **shared,
+                "call_id": self._prepare("call_id", attempt.call_id),
+                "decision": attempt.decision[:_LONGEST_DECISION],
+                "reserved_at": moments[attempt.reserved_at],
+                "deadline": moments[attempt.deadline],
+                "tags": tags,
+            }
+            rows.append([values[name] for name in self.order])
+        return rows
+
+    def write_many(self, cursor: Any, rows: Sequence[Sequence[Any]]) -> None:
+        """Write rows that were prepared, as many at once as the database takes."""
+        for start in range(0, len(rows), self.at_once):
+            some = rows[start : start + self.at_once]
+            if self.connection.vendor == "postgresql":
+                # Its drivers take columns far more quickly than so many single values.
+                given = [list(column) for column in zip(*some, strict=True)]
+                values = f"SELECT * FROM UNNEST({self.arrays})"
+            else:
+                given = [value for row in some for value in row]
+                values = f"VALUES {', '.join([self.marks] * len(some))}"
+            cursor.execute(f"{self.insert_many} {values}", given)
+
+    def _prepare(self, name: str, value: Any) -> Any:
+        return self.prepared[name].get_db_prep_save(value, self.connection)
+
+    def lock(self, cursor: Any, row: int) -> Standing | None:
+        """Return how a row stands, and lock it; None if there is none."""
         cursor.execute(
-            f"SELECT cost_nanousd FROM {self.calls} WHERE id = %s AND status = %s"
-            f"{for_update(self.connection)}",
-            [row, Status.ESTIMATED.value],
+            "SELECT status, cost_nanousd, reserved_nanousd, counted "
+            f"FROM {self.calls} WHERE id = %s{for_update(self.connection)}",
+            [row],
         )
         found = cursor.fetchone()
-        return None if found is None else int(found[0])
+        if found is None:
+            return None
+        status, cost, reserved, counted = found
+        held = Amounts(nanousd=reserved, calls=counted)
+        return Standing(status=Status(status), cost_nanousd=cost or 0, amounts=held)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """How a row stands: what it cost if it is over, and what it held at last."""
+
+    status: Status
+    cost_nanousd: int
+    amounts: Amounts
+
+
+def _asked(attempt: Attempt, amounts: Amounts) -> dict[str, Any]:
+    """Return the columns that an attempt gives, as the model has them."""
+    charge = attempt.charge
+    return {
+        "call_id": attempt.call_id,
+        "attempt": attempt.number,
+        "counted": amounts.calls,
+        "feature_id": charge.feature,
+        "category": attempt.category,
+        "user_id": charge.user_id,
+        "subject": charge.subject,
+        "kind": attempt.kind.value,
+        "requested_model": attempt.requested_model,
+        "model": attempt.model,
+        "provider": attempt.provider,
+        "max_tokens": attempt.max_tokens,
+        "speed": attempt.speed,
+        "inference_geo": attempt.inference_geo,
+        "reserved_nanousd": amounts.nanousd,
+        "decision": attempt.decision,
+        "cache_checked": attempt.cache_checked,
+        "rates": attempt.rates,
+        "reserved_at": attempt.reserved_at,
+        "day": attempt.day,
+        "deadline": attempt.deadline,
+        "tags": dict(charge.tags),
+    }
+
+
+def _ended(settlement: Settlement) -> dict[str, Any]:
+    """Return the columns that tell how an attempt ended, but for when."""
+    usage = settlement.usage
+    return {
+        "status": settlement.status.value,
+        "cost_nanousd": settlement.cost_nanousd,
+        "input_tokens": usage.input_tokens,
+        "cache_write_5m_tokens": usage.cache_write_5m_tokens,
+        "cache_write_1h_tokens": usage.cache_write_1h_tokens,
+        "cache_read_tokens": usage.cache_read_tokens,
+        "output_tokens": usage.output_tokens,
+        "thinking_tokens": usage.thinking_tokens,
+        "web_searches": usage.web_searches,
+        "service_tier": usage.service_tier[:16],
+        "speed": usage.speed[:16],
+        "inference_geo": usage.inference_geo[:32],
+        "stop_reason": settlement.stop_reason[:32],
+        "request_id": settlement.request_id[:64],
+        "latency_ms": settlement.latency_ms,
+        "first_token_ms": settlement.first_token_ms,
+        "error": settlement.error[:64],
+        "saved_nanousd": settlement.saved_nanousd,
+        "saved_reason": settlement.saved_reason[:32],
+    }
 
 
 def journal(connection: BaseDatabaseWrapper) -> Journal:
@@ -269,14 +370,25 @@ def insert_settled(
 
 
 def close_open(
-    connection: BaseDatabaseWrapper, row: int, settlement: Settlement, now: datetime
-) -> bool:
-    """Close an open row; say whether it was open."""
+    connection: BaseDatabaseWrapper,
+    reservation: Reservation,
+    settlement: Settlement,
+    now: datetime,
+) -> tuple[Reservation, Settlement] | None:
+    """Close an open row; return what it held at last and how it ended, or None if it was closed."""
 
-    def step() -> bool:
-        with one_statement(connection) as cursor:
-            return journal(connection).close(cursor, row, settlement, now, Status.RESERVED)
+    def step() -> tuple[Reservation, Settlement] | None:
+        held, ended = reservation, settlement
+        while True:
+            with one_statement(connection) as cursor:
+                if journal(connection).close(cursor, held, ended, now):
+                    return held, ended
+            row = rows.first()
+            if row is None:
+                return None
+            held, ended = of_the_rest(reservation, settlement, reservation_of(row).amounts)
 
+    rows = CallLog.objects.using(connection.alias).filter(pk=reservation.id, status=Status.RESERVED)
     return retry(connection, step)
 
 
@@ -293,7 +405,7 @@ def correct_estimate(
 
     def step() -> None:
         with one_statement(connection) as cursor:
-            journal(connection).close(cursor, row, settlement, now, Status.ESTIMATED)
+            journal(connection).correct(cursor, row, settlement, now)
 
     retry(connection, step)
 
@@ -355,6 +467,27 @@ def keys_of(row: CallLog) -> list[BalanceKey]:
     """Return the balances that a row counts in."""
     charge = Charge(feature=row.feature_id, user_id=row.user_id, subject=row.subject)
     return balance_keys(charge, row.category, row.day)
+
+
+def of_the_rest(
+    reservation: Reservation, settlement: Settlement, held: Amounts
+) -> tuple[Reservation, Settlement]:
+    """Return a reservation and its end, as they are for what is left of it.
+
+    Parts of it were settled since whoever closes it looked. What is not known cost no more than
+    the rest holds.
+    """
+    amounts = replace(reservation.amounts, nanousd=held.nanousd, calls=held.calls)
+    if settlement.status is Status.ESTIMATED:
+        most = min(settlement.cost_nanousd, held.nanousd)
+        settlement = replace(settlement, cost_nanousd=most)
+    return replace(reservation, amounts=amounts), settlement
+
+
+def find(connection: BaseDatabaseWrapper, row: int) -> CallLog | None:
+    """Return a row as it is now."""
+    rows = CallLog.objects.using(connection.alias).filter(pk=row)
+    return retry(connection, rows.first)
 
 
 def at_bound(row: CallLog) -> Settlement:

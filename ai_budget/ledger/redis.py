@@ -36,12 +36,14 @@ from ai_budget.exceptions import CallInsideTransaction, LedgerUnavailable
 from ai_budget.ledger import journal as journals
 from ai_budget.ledger.base import Breach, Ledger, bucket_breach, enforced, given_back, milliseconds
 from ai_budget.ledger.clock import StoreClock
-from ai_budget.ledger.connection import patient_transaction, retry
+from ai_budget.ledger.connection import guest_transaction, patient_transaction, retry
 from ai_budget.ledger.mirror import mirror
+from ai_budget.ledger.parts import PARTED, Chunk, book_parts
 from ai_budget.ledger.redis_client import connect, key_prefix
-from ai_budget.ledger.redis_hashes import Hash, Summed, add_up, compare
+from ai_budget.ledger.redis_hashes import Hash, Summed, add_up, compare, held_by
 from ai_budget.ledger.redis_wire import (
     Asked,
+    Step,
     ask_for,
     balances_of,
     breach_of,
@@ -61,6 +63,7 @@ from ai_budget.values import (
     Bucket,
     Difference,
     Limit,
+    Part,
     Reservation,
     Settlement,
     Status,
@@ -77,6 +80,9 @@ CLAIM_SECONDS = 4.0
 LOOK_SECONDS = 10.0
 """How long after a refusal calls ask Redis before they write to the journal. Most sites have none
 for hours, and save the question; one that is over a limit has many."""
+
+FLIGHT_SECONDS = 1.0
+"""How long a step may be on its way from the journal to Redis before it is taken for lost."""
 
 KEPT = timedelta(days=3)
 """How long a hash is kept after its window: the tick looks for what was left behind."""
@@ -163,7 +169,7 @@ class RedisLedger(Ledger):
             # Whether Redis heard of it or not: the tick gives back what it holds.
             unsent = replace(_UNSENT, error="ledger unavailable")
             with suppress(LedgerUnavailable):
-                journals.close_open(connection, row, unsent, self._time_of_booking())
+                journals.close_open(connection, reservation, unsent, self._time_of_booking())
             raise
         except Exception:
             self._look()
@@ -220,12 +226,14 @@ class RedisLedger(Ledger):
         connection = connections[self.alias]
         self.ensure_durable()
         now = self._time_of_booking()
-        touched = sorted({Hash(key.period, key.first_day) for key in reservation.balances})
-        if not journals.close_open(connection, reservation.id, settlement, now):
+        touched = _hashes(reservation.balances)
+        closed = journals.close_open(connection, reservation, settlement, now)
+        if closed is None:
             # Somebody was first: the tick, at the bound. What is known corrects an estimate.
             if settlement.status is not Status.ESTIMATED:
                 self._correct(connection, reservation.id, settlement, now, touched)
             return
+        reservation, settlement = closed
         try:
             self._forget()
             known = self._give_back(touched, reservation, settlement)
@@ -249,20 +257,11 @@ class RedisLedger(Ledger):
         now: datetime,
         touched: Sequence[Hash],
     ) -> None:
-        """Write the truth over an estimate, and have the balances filled anew: it is rare.
-
-        They are claimed first, so that whoever dies between leaves them to be filled anew, too.
-        """
+        """Write the truth over an estimate."""
         if not journals.is_estimate(connection, row):
             return
-        with suppress(LedgerUnavailable):
-            for window in touched:
-                # A claim that is not renewed makes the hash unknown, whatever becomes of this.
-                self._claim(window, uuid.uuid4().hex, "anew", give_up=_patience())
-        journals.correct_estimate(connection, row, settlement, now)
-        self._to_forget.update(touched)
-        with suppress(LedgerUnavailable):  # this worker's next call will, or the claims lapse
-            self._forget()
+        with self._anew(touched):
+            journals.correct_estimate(connection, row, settlement, now)
 
     def _give_back(
         self, touched: Sequence[Hash], reservation: Reservation, settlement: Settlement
@@ -273,25 +272,128 @@ class RedisLedger(Ledger):
             for bucket in reservation.buckets
             if (change := given_back(bucket, reservation.amounts, settlement)) is not None
         }
+        step = Step(
+            row=reservation.id,
+            before=reservation.amounts,
+            cost=settlement.cost_nanousd,
+            back=0 if settlement.keep_call else reservation.amounts.calls,
+        )
+        return self._book(touched, step, changes)
+
+    def _book(
+        self,
+        touched: Sequence[Hash],
+        step: Step,
+        changes: Mapping[Bucket, tuple[int, int]] | None = None,
+    ) -> int:
+        """Book a step that the journal knows; return in how many of the hashes it was new.
+
+        One that lacks a step before it is dropped, unless that one was only on its way.
+        """
+        changes = changes or {}
         given = [
             {"back": back, "least": least, "amount": bucket.amount}
             for bucket, (back, least) in changes.items()
         ]
         now = str(milliseconds(periods.now())) if periods.is_overridden() else ""
-        keep = "1" if settlement.keep_call else "0"
-        closed = self._run(
-            "settle",
-            [*map(self._key, touched), *map(self._bucket_key, changes)],
-            [
-                str(reservation.id),
-                str(settlement.cost_nanousd),
-                keep,
-                str(len(touched)),
-                now,
-                json.dumps(given),
-            ],
+        keys = list(map(self._key, touched))
+        args = [*step.arguments(), str(len(keys)), now]
+        found, *lost = self._run(
+            "settle", [*keys, *map(self._bucket_key, changes)], [*args, json.dumps(given)]
         )
-        return int(closed)
+        give_up = periods.monotonic() + FLIGHT_SECONDS
+        while lost and periods.monotonic() < give_up:
+            time.sleep(random.uniform(0.005, 0.02))
+            more, *lost = self._run("settle", keys, [*args, "[]"])
+            found += more
+        self._to_forget.update(touched[int(which) - 1] for which in lost)
+        self._forget()
+        return int(found)
+
+    def settle_parts(
+        self, reservation: int, claim: Callable[[CallLog], Sequence[Part]]
+    ) -> Sequence[Part]:
+        connection = connections[self.alias]
+        self.ensure_durable()
+        while True:
+            row = journals.find(connection, reservation)
+            if row is None or row.status not in PARTED:
+                return ()
+            touched = _hashes(journals.keys_of(row))
+            if row.status == Status.ESTIMATED:
+                chunk = self._correct_parts(connection, row, claim, touched)
+            else:
+                chunk = self._book_open_parts(connection, row, claim, touched)
+            # Somebody booked or released the whole of it just now, unless it is there.
+            if chunk is not None:
+                return chunk.told()
+
+    def _book_open_parts(
+        self,
+        connection: BaseDatabaseWrapper,
+        row: CallLog,
+        claim: Callable[[CallLog], Sequence[Part]],
+        touched: Sequence[Hash],
+    ) -> Chunk | None:
+        chunk = self._journal_parts(connection, row, claim)
+        if chunk is None or not chunk.parts:
+            return chunk
+        step = Step(
+            row=row.pk, before=chunk.before, left=chunk.left, cost=chunk.cost, back=chunk.released
+        )
+        try:
+            self._forget()
+            known = self._book(touched, step)
+            if UNCHECKED in row.decision and known < len(touched):
+                self._to_forget.update(touched)
+                self._forget()
+        except LedgerUnavailable:
+            # The journal has it, and what Redis holds is too much: it is filled anew.
+            self._to_forget.update(touched)
+            log.error("Redis does not answer; parts of call %s are booked later.", row.pk)
+        return chunk
+
+    def _correct_parts(
+        self,
+        connection: BaseDatabaseWrapper,
+        row: CallLog,
+        claim: Callable[[CallLog], Sequence[Part]],
+        touched: Sequence[Hash],
+    ) -> Chunk | None:
+        with self._anew(touched):
+            return self._journal_parts(connection, row, claim)
+
+    def _journal_parts(
+        self,
+        connection: BaseDatabaseWrapper,
+        row: CallLog,
+        claim: Callable[[CallLog], Sequence[Part]],
+    ) -> Chunk | None:
+        """Book parts in the journal, unless the row's status is another one by now."""
+
+        def step() -> Chunk | None:
+            now = self._time_of_booking()
+            with guest_transaction(connection) as cursor:
+                return book_parts(connection, cursor, row.pk, claim, now, among=(row.status,))
+
+        return retry(connection, step)
+
+    @contextmanager
+    def _anew(self, touched: Sequence[Hash]) -> Iterator[None]:
+        """Have balances filled anew after what is booked inside: it is rare.
+
+        They are claimed first, so that whoever dies between leaves them to be filled anew, too.
+        """
+        with suppress(LedgerUnavailable):
+            for window in touched:
+                # A claim that is not renewed makes the hash unknown, whatever becomes of this.
+                self._claim(window, uuid.uuid4().hex, "anew", give_up=_patience())
+        try:
+            yield
+        finally:
+            self._to_forget.update(touched)
+            with suppress(LedgerUnavailable):  # this worker's next call will, or the claims lapse
+                self._forget()
 
     def _time_of_booking(self) -> datetime:
         """Return the time; the worker's own, if Redis cannot say: it decides nothing here."""
@@ -484,16 +586,31 @@ class RedisLedger(Ledger):
             return []  # what has to be filled from the journal does not differ from it
         at = periods.now() if periods.is_overridden() else _moment(*dump[:2])
         kept = Summed.of(dict(zip(dump[2::2], dump[3::2], strict=True)))
-        if not retry(connection, lambda: compare(connection, window, kept, at=at)):
+        if retry(connection, lambda: compare(connection, window, kept, at=at)) == []:
             return []
-        return self._compared_still(connection, window)
+        give_up = periods.monotonic() + FLIGHT_SECONDS
+        while True:
+            found = self._compared_still(connection, window)
+            if found is not None:
+                return found
+            if periods.monotonic() > give_up:
+                # A step was lost between journal and Redis, which holds too much.
+                self._to_forget.add(window)
+                self._forget()
+                return []
+            time.sleep(random.uniform(0.01, 0.05))
 
-    def _compared_still(self, connection: BaseDatabaseWrapper, window: Hash) -> list[Difference]:
-        """Compare a hash while nobody takes from it: what is only on its way does not differ."""
+    def _compared_still(
+        self, connection: BaseDatabaseWrapper, window: Hash
+    ) -> list[Difference] | None:
+        """Compare a hash while nobody takes from it: what is only on its way does not differ.
+
+        Return None where parts of a row are: what was booked meanwhile counts afterwards.
+        """
         token = uuid.uuid4().hex
         if self._claim(window, token, "keep", give_up=_patience()) != "go":
             return []
-        found: list[Difference] = []
+        found: list[Difference] | None = []
         try:
             with self._alive(window, token):
                 kept = Summed.of(self._fields(window))
@@ -540,33 +657,52 @@ class RedisLedger(Ledger):
                 retry(connection, mark.delete)
 
     def _close_left_behind(self, window: Hash) -> None:
-        """Give back what Redis holds for rows that the journal has closed."""
+        """Give back what Redis holds for rows that the journal has closed.
+
+        Where a step is missing, or a row, the hash is dropped: nothing tells what they cost.
+        """
         key = self._key(window)
         found = self._ask(
-            lambda: [
-                text(field) for field, _ in self.client.hscan_iter(key, match="#*", count=_CHUNK)
-            ]
+            lambda: {
+                int(text(field)[1:]): held_by(text(entry))
+                for field, entry in self.client.hscan_iter(key, match="#*", count=_CHUNK)
+            }
         )
-        ids = [int(field[1:]) for field in found]
+        ids = list(found)
+        behind: dict[int, Amounts] = {}
         for start in range(0, len(ids), _CHUNK):
             some = ids[start : start + _CHUNK]
-            closed = retry(connections[self.alias], functools.partial(self._closed, some))
-            for row, cost, keep in closed:
-                self._run("settle", [key], [str(row), str(cost), keep, "1", "", "[]"])
+            rows = retry(connections[self.alias], functools.partial(self._standings, some))
+            if len(rows) < len(some):
+                self._to_forget.add(window)
+            for row, (status, cost, amounts) in rows.items():
+                if status != Status.RESERVED:
+                    back = amounts.calls if status == Status.RELEASED else 0
+                    self._book([window], Step(row=row, before=amounts, cost=cost, back=back))
+                elif amounts != found[row]:
+                    behind[row] = amounts
+        if behind and self._are_behind(window, behind):
+            self._to_forget.add(window)
+        self._forget()
 
-    def _closed(self, ids: Sequence[int]) -> list[tuple[int, int, str]]:
-        """Return which of these rows the journal has closed, at what cost; gone ones at none."""
+    def _standings(self, ids: Sequence[int]) -> dict[int, tuple[str, int, Amounts]]:
+        """Return the status, the cost and what was held of those rows that the journal has."""
         rows = CallLog.objects.using(self.alias).filter(pk__in=ids)
-        known = {
-            pk: (status, cost)
-            for pk, status, cost in rows.values_list("pk", "status", "cost_nanousd")
+        columns = ("pk", "status", "cost_nanousd", "reserved_nanousd", "counted")
+        return {
+            pk: (status, cost or 0, Amounts(nanousd=reserved, calls=counted))
+            for pk, status, cost, reserved, counted in rows.values_list(*columns)
         }
-        closed = []
-        for pk in ids:
-            status, cost = known.get(pk, (Status.RELEASED, 0))
-            if status != Status.RESERVED:
-                closed.append((pk, cost or 0, "0" if status == Status.RELEASED else "1"))
-        return closed
+
+    def _are_behind(self, window: Hash, rows: Mapping[int, Amounts]) -> bool:
+        """Say whether Redis still holds more for a row than the journal did a moment ago."""
+        time.sleep(FLIGHT_SECONDS)
+        fields = [f"#{row}" for row in rows]
+        run, *entries = self._ask(lambda: self.client.hmget(self._key(window), ["run", *fields]))
+        return run is not None and any(
+            entry is not None and not _has_come_to(held_by(text(entry)), amounts)
+            for entry, amounts in zip(entries, rows.values(), strict=True)
+        )
 
     def _mirror(self, windows: Sequence[Hash]) -> None:
         """Write balances and refusals to SpendWindow, where admin and reports read them."""
@@ -633,6 +769,16 @@ class RedisLedger(Ledger):
                 f"The ledger's Redis did not answer ({type(error).__name__}). Nothing was sent "
                 "unless it was reserved before."
             ) from None
+
+
+def _hashes(keys: Iterable[BalanceKey]) -> list[Hash]:
+    """Return the days and months that balances are in."""
+    return sorted({Hash(key.period, key.first_day) for key in keys})
+
+
+def _has_come_to(held: Amounts, known: Amounts) -> bool:
+    """Say whether what is held for a row is what was known of it, or has become less since."""
+    return held.calls < known.calls or held == known
 
 
 def _patience() -> float:

@@ -14,7 +14,7 @@ from ai_budget.ledger import journal as journals
 from ai_budget.ledger.connection import one_moment
 from ai_budget.models import CallLog
 from ai_budget.periods import Period
-from ai_budget.values import BalanceKey, Balances, Difference, Status
+from ai_budget.values import Amounts, BalanceKey, Balances, Difference, Status
 
 _LONGEST_FLIGHT = timedelta(days=3)
 """No call is on its way for longer, so those that ended after a moment are found by their time."""
@@ -100,14 +100,23 @@ def _open_row(amount: int, calls: int, scopes: Sequence[str]) -> str:
     return json.dumps([str(amount), str(calls), list(scopes)])
 
 
+def held_by(entry: str) -> Amounts:
+    """Return what Redis holds for an open row."""
+    amount, calls, *_ = json.loads(entry)
+    return Amounts(nanousd=int(amount), calls=int(calls))
+
+
 def compare(
     connection: BaseDatabaseWrapper, window: Hash, kept: Summed, *, at: datetime | None
-) -> list[Difference]:
+) -> list[Difference] | None:
     """Compare what a hash held with the journal, which went on since.
 
     Rows that were open then in Redis are seen as the journal sees them now, and rows that Redis
     had not been asked about are left out. ``at`` is when the hash was read, if it was not held
     still: rows that began and ended since are left out by it, as well as clocks agree.
+
+    Return None where that cannot be said: parts of a row were booked in the journal that Redis
+    had not heard of, and nothing tells what they cost.
     """
     with one_moment(connection):
         summed = add_up(connection, window)
@@ -115,7 +124,11 @@ def compare(
         not_open = kept.open_rows.keys() - summed.open_rows.keys()
         closed = rows.in_bulk(not_open)
         later = [] if at is None else _ended_since(rows, window, at)
-    kept_open = frozenset(kept.open_rows)
+    held = {row: held_by(entry) for row, entry in kept.open_rows.items()}
+    last = {row: held_by(entry) for row, entry in summed.open_rows.items()}
+    last |= {row: journals.reservation_of(it).amounts for row, it in closed.items()}
+    if any(last.get(row, amounts) != amounts for row, amounts in held.items()):
+        return None
     for row in not_open:
         amount, calls, scopes, *_ = json.loads(kept.open_rows[row])
         gone = row not in closed or closed[row].status == Status.RELEASED
@@ -127,7 +140,7 @@ def compare(
         for scope in scopes:
             summed.add(scope, held=-int(amount), calls=-int(calls))
     for it in later:
-        if it.status != Status.RELEASED and it.pk not in kept_open:
+        if it.status != Status.RELEASED and it.pk not in held:
             for scope in window.scopes(journals.keys_of(it)):
                 summed.add(scope, spent=-(it.cost_nanousd or 0), calls=-it.counted)
     ours, theirs, nothing = kept.balances(), summed.balances(), Balances()

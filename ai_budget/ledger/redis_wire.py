@@ -52,6 +52,30 @@ def ask_for(limits: Sequence[Limit | Bucket], amounts: Amounts) -> Asked:
     return Asked(periods=windows, buckets=buckets, checks=checks, json=json.dumps(asked))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What is booked of an open row: of all of it, or of a part.
+
+    ``before`` is what the row holds until then by the journal, ``left`` what it holds afterwards,
+    None where it is closed. ``back`` is how many calls are given back.
+    """
+
+    row: int
+    before: Amounts
+    left: Amounts | None = None
+    cost: int
+    back: int
+
+    def arguments(self) -> list[str]:
+        """Return what the scripts call ``book`` with."""
+        left = self.left
+        held = self.before.nanousd - (left.nanousd if left else 0)
+        remains = (left.nanousd, left.calls) if left else ("", "")
+        before = (self.before.nanousd, self.before.calls)
+        given = (self.row, *before, *remains, self.cost, self.cost - held, self.back)
+        return [str(each) for each in given]
+
+
 def _check_json(limit: Limit, amounts: Amounts) -> list[Any]:
     amount = limit.amount or 0
     money = limit.measure is Measure.NANOUSD

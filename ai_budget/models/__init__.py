@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from ai_budget.models.batches import Batch, BatchItem, BatchSubmission
 from ai_budget.models.budgets import DowngradeRung, FeatureBudget, LimitOverride, UserQuota
 from ai_budget.models.calls import CallLog
 from ai_budget.models.prices import ModelRate
+from ai_budget.models.texts import CallText
 from ai_budget.models.windows import RateBucket, SpendWindow
 
 __all__ = [
+    "Batch",
+    "BatchItem",
+    "BatchSubmission",
     "CallLog",
+    "CallText",
     "DowngradeRung",
     "FeatureBudget",
     "LimitOverride",

@@ -39,10 +39,13 @@ class CallLog(models.Model):
 
     call_id = models.UUIDField(_("call"), default=uuid.uuid4, db_index=True)
     attempt = models.PositiveSmallIntegerField(_("attempt"), default=0)
-    counted = models.PositiveSmallIntegerField(
+    counted = models.PositiveIntegerField(
         _("counted calls"),
         default=1,
-        help_text=_("1 where this attempt counts as a call in quotas, 0 for its repeats."),
+        help_text=_(
+            "1 where this attempt counts as a call in quotas, 0 for its repeats. A batch counts "
+            "one for each item that is still open."
+        ),
     )
     feature = models.ForeignKey(
         FeatureBudget,

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.db import connection, connections
 from django.db.models import F
 
 from ai_budget import periods
@@ -478,23 +477,6 @@ def test_damage_is_mended_while_calls_go_on(damage: Callable[[], Any]) -> None:
 
 
 # Other levels of isolation -----------------------------------------------------------------------
-
-LEVELS: dict[str, list[str]] = {
-    "postgresql": ["repeatable read", "serializable"],
-    "mysql": ["repeatable read", "serializable"],
-}
-
-
-@pytest.fixture(params=LEVELS.get(connection.vendor, []))
-def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections that are made from now on, in threads, are of a stricter level."""
-    level: Any = request.param
-    if connection.vendor == "postgresql":
-        from django.db.backends.postgresql.psycopg_any import IsolationLevel
-
-        level = IsolationLevel[level.upper().replace(" ", "_")]
-    options = {**connections.settings["default"].get("OPTIONS", {}), "isolation_level": level}
-    monkeypatch.setitem(connections.settings["default"], "OPTIONS", options)
 
 
 @pytest.mark.contention

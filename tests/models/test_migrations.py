@@ -65,4 +65,5 @@ def test_keys_do_not_follow_the_projects_default() -> None:
     keys = {model.__name__: model._meta.pk.get_internal_type() for model in APP.get_models()}
 
     assert (keys.pop("SpendWindow"), keys.pop("RateBucket")) == ("CharField", "CharField")
+    assert keys.pop("CallText") == "UUIDField"
     assert set(keys.values()) == {"BigAutoField"}

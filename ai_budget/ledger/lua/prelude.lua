@@ -6,8 +6,8 @@
 --   s SCOPE      spent, t SCOPE  spent and held, both in nano-dollars;  c SCOPE  calls
 --   #ROW         an open row of the journal: JSON of its nano-dollars, calls and scopes, and
 --                1 once it was admitted by this very server
---   pending      rows that were settled while the hash was being filled: JSON of their rows,
---                costs and whether they stay calls, one a line
+--   pending      what was booked while the hash was being filled: JSON of book's arguments,
+--                one a line
 --
 -- Amounts stay text: Lua's numbers are exact to 2^53 only, HINCRBY to 2^63.
 
@@ -55,19 +55,32 @@ local function fill(key, bucket, used, at)
   end
 end
 
--- Take an open row out of a hash: book what it cost, give back the rest.
-local function close(key, row, cost, keep)
+-- Book what an open row, or a part of it, cost, and give back what is held no more.
+--
+-- amount, calls        what the row holds before, by the journal
+-- left, left_calls     what it holds then; '' closes it
+-- cost, change, back   what is spent more, what is taken more, how many calls are given back
+--
+-- Idempotent, for a row has fewer calls after every step: returns 'done', 'known' if it was
+-- booked before, or 'lost' if a step before it was not.
+local function book(key, row, amount, calls, left, left_calls, cost, change, back)
   local kept = redis.call('HGET', key, '#' .. row)
-  if not kept then return 0 end
-  local amount, calls, scopes = unpack(cjson.decode(kept))
-  local change = whole(tonumber(cost) - tonumber(amount))
-  for _, scope in ipairs(scopes) do
+  if not kept then return 'known' end
+  local entry = cjson.decode(kept)
+  if entry[1] ~= amount or entry[2] ~= calls then
+    if left ~= '' and tonumber(entry[2]) <= tonumber(left_calls) then return 'known' end
+    return 'lost'
+  end
+  for _, scope in ipairs(entry[3]) do
     if cost ~= '0' then redis.call('HINCRBY', key, 's ' .. scope, cost) end
     if change ~= '0' then redis.call('HINCRBY', key, 't ' .. scope, change) end
-    if keep ~= '1' and calls ~= '0' then
-      redis.call('HINCRBY', key, 'c ' .. scope, '-' .. calls)
-    end
+    if back ~= '0' then redis.call('HINCRBY', key, 'c ' .. scope, '-' .. back) end
   end
-  redis.call('HDEL', key, '#' .. row)
-  return 1
+  if left == '' then
+    redis.call('HDEL', key, '#' .. row)
+  else
+    entry[1], entry[2] = left, left_calls
+    redis.call('HSET', key, '#' .. row, cjson.encode(entry))
+  end
+  return 'done'
 end

@@ -51,7 +51,10 @@ if row == '' then return {refused and 'refused' or 'admitted', unpack(breaches)}
 
 if refused then
   for i = 1, windows do
-    if mine[i] then close(KEYS[i], row, '0', '0') end
+    if mine[i] then
+      local amount, calls = mine[i][1], mine[i][2]
+      book(KEYS[i], row, amount, calls, '', '', '0', amount == '0' and '0' or '-' .. amount, calls)
+    end
   end
   return {'refused', unpack(breaches)}
 end

@@ -9,14 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ai_budget.testing.batches import Pace
     from ai_budget.testing.budgets import BudgetTestMixin, freeze, override_budget
     from ai_budget.testing.simulator import AnthropicSimulator
     from ai_budget.testing.steps import (
+        Canceled,
         CutBeforeResponse,
         CutStream,
+        Errored,
+        Expired,
         Fail,
         Hang,
         Reply,
+        Results,
         StreamError,
         TruncateCleanly,
     )
@@ -24,11 +29,16 @@ if TYPE_CHECKING:
 _HOMES = {
     "AnthropicSimulator": "simulator",
     "BudgetTestMixin": "budgets",
+    "Canceled": "steps",
     "CutBeforeResponse": "steps",
     "CutStream": "steps",
+    "Errored": "steps",
+    "Expired": "steps",
     "Fail": "steps",
     "Hang": "steps",
+    "Pace": "batches",
     "Reply": "steps",
+    "Results": "steps",
     "StreamError": "steps",
     "TruncateCleanly": "steps",
     "freeze": "budgets",
@@ -38,11 +48,16 @@ _HOMES = {
 __all__ = [
     "AnthropicSimulator",
     "BudgetTestMixin",
+    "Canceled",
     "CutBeforeResponse",
     "CutStream",
+    "Errored",
+    "Expired",
     "Fail",
     "Hang",
+    "Pace",
     "Reply",
+    "Results",
     "StreamError",
     "TruncateCleanly",
     "freeze",

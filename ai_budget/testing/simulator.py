@@ -11,13 +11,14 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs
 
 from ai_budget.testing.answers import Answer, Event, compose, to_json
+from ai_budget.testing.batches import Shelf, SimulatedBatches
 from ai_budget.testing.catalogue import LISTED_MODELS, describe, is_claude
 from ai_budget.testing.prompt_cache_model import CacheUse, InvalidMark, PromptCache
 from ai_budget.testing.request_checks import (
@@ -54,8 +55,8 @@ _RATE_LIMITS = {
     "input-tokens": 4_000_000,
     "output-tokens": 800_000,
 }
-_MODELS_PER_PAGE = 20
-_MOST_MODELS_PER_PAGE = 1_000
+_OBJECTS_PER_PAGE = 20
+_MOST_OBJECTS_PER_PAGE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class _Books:
         self._requests: deque[RecordedRequest] = deque(maxlen=history)
         self._billed: deque[Billed] = deque(maxlen=history)
         self._script: deque[StepSource] = deque()
+        self.shelf = Shelf(history)
 
     def record(self, request: RecordedRequest) -> None:
         with self._lock:
@@ -105,6 +107,12 @@ class _Books:
     def bill(self, bill: Billed) -> None:
         with self._lock:
             self._billed.append(bill)
+
+    def bill_items(self, items: Iterable[tuple[str, dict[str, Any], str]]) -> None:
+        """Bills the items of a batch: a model, its usage and a request id each."""
+        bills = [Billed(*item, batch=True) for item in items]
+        with self._lock:
+            self._billed.extend(bills)
 
     def enqueue(self, steps: Iterable[StepSource]) -> None:
         with self._lock:
@@ -155,6 +163,33 @@ class Call:
         """Answers 200 with JSON."""
         self.exchange.send(200, self.headers(headers), to_json(payload))
 
+    def fail(self, step: Fail) -> None:
+        """Answers with the error that `step` says."""
+        self.exchange.pause(step.delay)
+        error = ApiError(
+            step.status,
+            step.message,
+            error_type=step.error_type,
+            retry_after=step.retry_after,
+            details=step.details,
+        )
+        _send_error(self.exchange, error, self.request_id, headers=step.headers)
+
+    def page(self, ids: Sequence[str]) -> tuple[Sequence[str], bool]:
+        """The part of `ids` that the query asks for, and whether there is more. Raises ApiError."""
+        try:
+            size = int(self.query.get("limit", _OBJECTS_PER_PAGE))
+        except ValueError:
+            raise ApiError(400, "limit: Input should be a valid integer") from None
+        if not 1 <= size <= _MOST_OBJECTS_PER_PAGE:
+            raise ApiError(400, f"limit: must be between 1 and {_MOST_OBJECTS_PER_PAGE}")
+        if self.query.get("after_id") in ids:
+            ids = ids[ids.index(self.query["after_id"]) + 1 :]
+        elif self.query.get("before_id") in ids:
+            ids = ids[: ids.index(self.query["before_id"])]
+            return ids[-size:], len(ids) > size
+        return ids[:size], len(ids) > size
+
     def headers(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """The headers of a JSON response."""
         return {
@@ -179,10 +214,11 @@ class AnthropicSimulator:
     default: what happens to a message request when nothing is enqueued.
     count_failure: what token counting answers in place of a count; None counts.
     compress: whether bodies are gzipped for the clients that accept it.
-    clock: seconds; what the prompt cache's lifetimes and `RecordedRequest.at` are counted in.
-    history: how many requests and bills to remember; None remembers all.
+    clock: seconds; what the prompt cache's lifetimes, the pace of batches and
+        `RecordedRequest.at` are counted in.
+    history: how many requests, bills and batches to remember; None remembers all.
 
-    Thread-safe. Importing it needs neither Django nor the SDK.
+    `batches` scripts Message Batches. Thread-safe. Importing it needs neither Django nor the SDK.
     """
 
     def __init__(
@@ -215,6 +251,9 @@ class AnthropicSimulator:
         self.add_room("POST", r"/v1/messages/count_tokens", self._count_tokens)
         self.add_room("GET", r"/v1/models", self._list_models)
         self.add_room("GET", r"/v1/models/(?P<model>[^/]+)", self._retrieve_model)
+        self.batches = SimulatedBatches(
+            self, clock=clock, prompt_cache=self._prompt_cache, books=lambda: self._books
+        )
 
     def __enter__(self) -> Self:
         return self.start()
@@ -259,8 +298,10 @@ class AnthropicSimulator:
         """Every message that costs money, in order.
 
         A whole message is here before its last byte is sent; a stream that its reader leaves
-        follows when the server notices (see `wait_until_idle`).
+        follows when the server notices (see `wait_until_idle`). The items of a batch are here as
+        soon as it has ended.
         """
+        self.batches.catch_up()
         return self._books.billed
 
     def enqueue(self, *steps: StepSource) -> None:
@@ -268,12 +309,16 @@ class AnthropicSimulator:
         self._books.enqueue(steps)
 
     def reset(self) -> None:
-        """Forgets requests, bills, script and prompt cache, and what still runs stays unseen."""
+        """Forgets requests, bills, scripts, batches and prompt cache.
+
+        What still runs stays unseen.
+        """
         with self._lock:
             self._books = _Books(self._history)
             self.default = self._initial_default
             self.count_failure = self._initial_count_failure
             self._prompt_cache.clear()
+            self.batches.restore_defaults()
 
     def wait_until_idle(self, timeout: float = 5.0) -> None:
         """Returns once no request is being handled. Raises TimeoutError after `timeout` seconds."""
@@ -289,6 +334,31 @@ class AnthropicSimulator:
     ) -> None:
         """Records that `call` made a message that costs `usage`."""
         call.books.bill(Billed(model, dict(usage), call.request_id, batch))
+
+    def read_prompt(
+        self,
+        body: Mapping[str, Any] | None,
+        *,
+        tenant: str,
+        version: str,
+        marked: bool,
+        at: float,
+    ) -> CacheUse:
+        """How the prompt of a message request is billed at `at`. Changes nothing.
+
+        marked: False if the prompt has no mark of the prompt cache. Raises ApiError.
+        """
+        checked = check_message_request(body)
+        check_version(checked, version)
+        blocks = prompt_blocks(checked)
+        total = prompt_tokens(blocks)
+        check_fits(total, checked["model"])
+        if not marked:
+            return CacheUse(uncached=total, read=0, written_5m=0, written_1h=0)
+        try:
+            return self._prompt_cache.plan(tenant=tenant, body=checked, blocks=blocks, at=at)
+        except InvalidMark as error:
+            raise ApiError(400, str(error)) from None
 
     # One request, from the wire to a room.
 
@@ -338,7 +408,7 @@ class AnthropicSimulator:
         step = self._next_step(call)
         match step:
             case Fail():
-                self._fail(call, step)
+                call.fail(step)
             case Hang():
                 if step.billed:
                     self._bill_unread(call)
@@ -352,17 +422,6 @@ class AnthropicSimulator:
                 self._reply(call, step, step)
             case _:
                 self._reply(call, step.reply, step)
-
-    def _fail(self, call: Call, step: Fail) -> None:
-        call.exchange.pause(step.delay)
-        error = ApiError(
-            step.status,
-            step.message,
-            error_type=step.error_type,
-            retry_after=step.retry_after,
-            details=step.details,
-        )
-        _send_error(call.exchange, error, call.request_id, headers=step.headers)
 
     def _next_step(self, call: Call) -> Step:
         source = call.books.next_step() or self.default
@@ -378,20 +437,15 @@ class AnthropicSimulator:
             self._send_whole(call, reply, step, answer, cache)
 
     def _compose(self, call: Call, reply: Reply) -> tuple[Answer, CacheUse]:
-        body = check_message_request(call.body)
-        check_version(body, call.api_version)
-        blocks = prompt_blocks(body)
-        total = prompt_tokens(blocks)
-        check_fits(total, body["model"])
-        cache = CacheUse(uncached=total, read=0, written_5m=0, written_1h=0)
-        # Most prompts carry no mark, and hashing them would be the dearest part of an answer.
-        if b"cache_control" in call.raw:
-            try:
-                cache = self._prompt_cache.plan(
-                    tenant=call.tenant, body=body, blocks=blocks, at=call.at
-                )
-            except InvalidMark as error:
-                raise ApiError(400, str(error)) from None
+        body = call.body or {}
+        cache = self.read_prompt(
+            call.body,
+            tenant=call.tenant,
+            version=call.api_version,
+            # Most prompts carry no mark, and hashing them would be the dearest part of an answer.
+            marked=b"cache_control" in call.raw,
+            at=call.at,
+        )
         message_id = "msg_" + call.request_id.removeprefix("req_")
         return compose(reply, body=body, cache=cache, message_id=message_id), cache
 
@@ -445,7 +499,7 @@ class AnthropicSimulator:
 
     def _count_tokens(self, call: Call) -> None:
         if self.count_failure is not None:
-            self._fail(call, self.count_failure)
+            call.fail(self.count_failure)
             return
         body = check_prompt(call.body)
         check_version(body, call.api_version)
@@ -453,25 +507,11 @@ class AnthropicSimulator:
         call.send({"input_tokens": prompt_tokens(prompt_blocks(body))})
 
     def _list_models(self, call: Call) -> None:
-        try:
-            size = int(call.query.get("limit", _MODELS_PER_PAGE))
-        except ValueError:
-            raise ApiError(400, "limit: Input should be a valid integer") from None
-        if not 1 <= size <= _MOST_MODELS_PER_PAGE:
-            raise ApiError(400, f"limit: must be between 1 and {_MOST_MODELS_PER_PAGE}")
-        models = list(LISTED_MODELS)
-        if call.query.get("after_id") in models:
-            models = models[models.index(call.query["after_id"]) + 1 :]
-            page = models[:size]
-        elif call.query.get("before_id") in models:
-            models = models[: models.index(call.query["before_id"])]
-            page = models[-size:]
-        else:
-            page = models[:size]
+        page, has_more = call.page(LISTED_MODELS)
         call.send(
             {
                 "data": [describe(model) for model in page],
-                "has_more": len(page) < len(models),
+                "has_more": has_more,
                 "first_id": page[0] if page else None,
                 "last_id": page[-1] if page else None,
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -127,4 +127,57 @@ Step: TypeAlias = (
 """One scripted behaviour."""
 
 StepSource: TypeAlias = Step | Callable[[dict[str, Any]], Step]
+"""A step, or a function of the request's body that chooses one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Errored:
+    """Fails one item of a batch, which costs nothing.
+
+    message: None takes the API's own for that type.
+    """
+
+    error_type: str = "api_error"
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Canceled:
+    """Cancels one item of a batch, whatever becomes of the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """Leaves one item of a batch without an answer until it expires."""
+
+
+Outcome: TypeAlias = Reply | Errored | Canceled | Expired
+"""What becomes of one item of a batch. The delays and headers of a Reply mean nothing there."""
+
+OutcomeSource: TypeAlias = Outcome | Callable[[str, dict[str, Any]], Outcome]
+"""An outcome, or a function of the item's custom id and params that chooses one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """Sends the results of a batch, a line for each item.
+
+    shuffled: whether in an order of their own; False keeps the order in which the items were sent.
+    times: how often each line comes; the copies are shuffled too.
+    omit: custom ids whose lines are missing.
+    line_delay: seconds before each line.
+    """
+
+    shuffled: bool = True
+    times: int = 1
+    omit: Collection[str] = ()
+    line_delay: float = 0.0
+
+
+BatchStep: TypeAlias = (
+    Reply | Results | Fail | Hang | CutBeforeResponse | CutStream | TruncateCleanly
+)
+"""What one request to the endpoints of batches meets."""
+
+BatchStepSource: TypeAlias = BatchStep | Callable[[dict[str, Any]], BatchStep]
 """A step, or a function of the request's body that chooses one."""

@@ -976,7 +976,7 @@ def test_a_bearer_token_is_a_key(api: AnthropicSimulator) -> None:
     assert "secret" not in repr(api.requests)
 
 
-@pytest.mark.parametrize("path", ["/v1/complete", "/v1/messages/batches", "/v1/sessions", "/"])
+@pytest.mark.parametrize("path", ["/v1/complete", "/v1/sessions", "/"])
 def test_an_unknown_path_is_not_found(api: AnthropicSimulator, path: str) -> None:
     response, raw = post(api, message_body(), path=path)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from ai_budget.testing.batches import Pace
 from ai_budget.testing.simulator import AnthropicSimulator
 from ai_budget.testing.steps import Reply
 
@@ -33,6 +34,14 @@ class Command(BaseCommand):
             help="between the pieces of a streamed answer",
         )
 
+        parser.add_argument(
+            "--batch-seconds",
+            type=float,
+            default=5.0,
+            metavar="SECONDS",
+            help="from the creation of a batch to its end",
+        )
+
     def handle(self, *args: Any, **options: Any) -> None:
         host, port = options["host"], options["port"]
         try:
@@ -45,6 +54,7 @@ class Command(BaseCommand):
             )
         except ValueError as error:
             raise CommandError(f"{error}: made-up answers are for this machine alone.") from None
+        api.batches.pace = Pace(seconds=options["batch_seconds"])
         try:
             api.start()
         except (OSError, OverflowError) as error:

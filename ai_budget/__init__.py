@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ai_budget import conversation
+    from ai_budget.batches import submit_batch
     from ai_budget.decorators import limited
     from ai_budget.exceptions import (
         AIBudgetError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     )
     from ai_budget.guard.charge import charge
     from ai_budget.guard.clients import async_client, client, guard
+    from ai_budget.many import aask_many, ask_many
     from ai_budget.pricing.cost import price
     from ai_budget.pricing.monthly import estimate_monthly
     from ai_budget.service import aask, ask, astream, estimate, forget_answers, stream, usage
@@ -51,7 +53,9 @@ _HOMES = {
     "UnpricedModel": "exceptions",
     "Usage": "values",
     "aask": "service",
+    "aask_many": "many",
     "ask": "service",
+    "ask_many": "many",
     "astream": "service",
     "async_client": "guard.clients",
     "charge": "guard.charge",
@@ -64,6 +68,7 @@ _HOMES = {
     "limited": "decorators",
     "price": "pricing.cost",
     "stream": "service",
+    "submit_batch": "batches",
     "usage": "service",
 }
 
@@ -83,7 +88,9 @@ __all__ = [
     "UnpricedModel",
     "Usage",
     "aask",
+    "aask_many",
     "ask",
+    "ask_many",
     "astream",
     "async_client",
     "charge",
@@ -96,6 +103,7 @@ __all__ = [
     "limited",
     "price",
     "stream",
+    "submit_batch",
     "usage",
 ]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from django.apps import AppConfig
 from django.core import checks
 from django.utils.translation import gettext_lazy as _
+
+from ai_budget.conf import conf
 
 
 class AIBudgetConfig(AppConfig):
@@ -15,6 +19,17 @@ class AIBudgetConfig(AppConfig):
 
     def ready(self) -> None:
         from ai_budget.checks import check_database, check_settings
+        from ai_budget.signals import batch_waiting
 
         checks.register(check_settings)
         checks.register(check_database)
+        batch_waiting.connect(_send_tasks, dispatch_uid="ai_budget.tasks")
+
+
+def _send_tasks(submission_ids: Sequence[int], **kwargs: object) -> None:
+    """Send a task for each submission that waits; where that fails the tick will do it."""
+    if conf.QUEUE != "celery":
+        return
+    from ai_budget.tasks import send
+
+    send(submission_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -32,7 +33,12 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
                 id="ai_budget.E001",
             )
         ]
-    return [*_unknown_keys(given), *_bad_values(given), *_no_site_limit(given)]
+    return [
+        *_unknown_keys(given),
+        *_bad_values(given),
+        *_no_site_limit(given),
+        *_nobody_at_the_queue(),
+    ]
 
 
 def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -85,6 +91,28 @@ def _no_site_limit(given: dict[str, Any]) -> Iterator[CheckMessage]:
             hint="Set AI_BUDGET['DAILY_LIMIT_USD'] or ['MONTHLY_LIMIT_USD'], or limit the "
             "budget * in admin and silence this check.",
             id="ai_budget.W001",
+        )
+
+
+def _nobody_at_the_queue() -> Iterator[CheckMessage]:
+    if conf.QUEUE != "celery":
+        return
+    if find_spec("celery") is None:
+        yield Error(
+            "AI_BUDGET['QUEUE'] is 'celery', which is not installed.",
+            hint="Install django-ai-budget[celery], or leave batches to ai_budget_tick with "
+            "QUEUE = 'tick'.",
+            id="ai_budget.E009",
+        )
+        return
+    from celery import current_app  # only sites that use it import it
+
+    if current_app.main == "default":
+        yield Warning(
+            "AI_BUDGET['QUEUE'] is 'celery', and the project has no Celery app: tasks would go to "
+            "a broker on this machine that nobody reads from.",
+            hint="Import the project's Celery app in the package of its settings.",
+            id="ai_budget.W002",
         )
 
 
@@ -228,7 +256,9 @@ _RULES: dict[str, tuple[_Check, str]] = {
     "LEDGER_REDIS_URL": (_optional(_is_text), "None or an address such as redis://host:6379/0"),
     "ON_LEDGER_FAILURE": (_one_of("refuse", "allow"), '"refuse" or "allow"'),
     "UNPRICED_MODEL": (_one_of("refuse", "allow"), '"refuse" or "allow"'),
+    "QUEUE": (_one_of("tick", "celery"), '"tick" or "celery"'),
     "LOG_PROMPTS": (lambda value: isinstance(value, bool), "True or False"),
+    "LOG_PROMPTS_DAYS": (_is_count, "a number of days from 1 on"),
     "NOTIFIERS": (_each(_is_text), "a list of dotted paths"),
     "ALERT_THRESHOLDS": (_each(_is_count), "a list of percents"),
 }

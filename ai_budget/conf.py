@@ -36,7 +36,9 @@ DEFAULTS: Mapping[str, Any] = {
     "LEDGER_REDIS_URL": None,
     "ON_LEDGER_FAILURE": "refuse",
     "UNPRICED_MODEL": "refuse",
+    "QUEUE": "tick",
     "LOG_PROMPTS": False,
+    "LOG_PROMPTS_DAYS": 30,
     "NOTIFIERS": (),
     "ALERT_THRESHOLDS": (50, 80, 100, 120),
 }
@@ -189,9 +191,22 @@ class Settings:
         return cast(str, self._get("UNPRICED_MODEL"))
 
     @property
+    def QUEUE(self) -> str:
+        """Who sends batches and reads their results: "tick" (``ai_budget_tick``) or "celery"."""
+        return cast(str, self._get("QUEUE"))
+
+    @property
     def LOG_PROMPTS(self) -> bool:
-        """Whether to store the text of prompts and answers."""
+        """Whether to keep the text of prompts and answers: those of batches, for now.
+
+        What a batch is to send is kept until it is answered, whatever this says.
+        """
         return cast(bool, self._get("LOG_PROMPTS"))
+
+    @property
+    def LOG_PROMPTS_DAYS(self) -> int:
+        """For how many days texts are kept, and the requests of a batch that failed."""
+        return cast(int, self._get("LOG_PROMPTS_DAYS"))
 
     @property
     def NOTIFIERS(self) -> Sequence[str]:

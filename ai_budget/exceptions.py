@@ -39,7 +39,8 @@ class LimitReached(AIBudgetError):
     *saturated* by calls in flight, and trying again in ``retry_after`` seconds may succeed.
     ``delay`` is the soonest that trying again may, in seconds and parts of them; None where the
     call is larger than the whole limit, so that no waiting helps. ``retry_after`` is for people
-    and for the header, in whole seconds and always a number.
+    and for the header, in whole seconds and always a number. ``items_fit`` is how many items of a
+    batch would fit; None for any other call.
     """
 
     def __init__(self, refusal: Refusal) -> None:
@@ -56,6 +57,7 @@ class LimitReached(AIBudgetError):
         self.resets_at = refusal.resets_at
         self.retry_after = refusal.retry_after
         self.delay = refusal.delay
+        self.items_fit = refusal.items_fit
 
     @property
     def saturated(self) -> bool:
@@ -112,7 +114,8 @@ class Refusal:
     """Which limit said no, and the numbers it decided by.
 
     ``delay`` is when trying again may succeed, in seconds; None where the call is larger than
-    the whole limit.
+    the whole limit. ``items_fit`` is how many items of a batch would fit, in its order; None for
+    other calls.
     """
 
     scope: str
@@ -126,14 +129,16 @@ class Refusal:
     resets_at: datetime
     retry_after: int
     delay: float | None = None
+    items_fit: int | None = None
 
     def describe(self) -> str:
         state = "is used up" if self.exhausted else "is held by calls in flight"
+        fit = "" if self.items_fit is None else f" {self.items_fit:,} of its items would fit."
         return (
             f"The {_PERIODS.get(self.period, self.period)} limit of {self.scope} {state}: "
             f"limit {self._show(self.limit)}, spent {self._show(self.spent)}, "
             f"held {self._show(self.held)}, this call needs up to {self._show(self.requested)}; "
-            f"it resets at {self.resets_at:%Y-%m-%d %H:%M %Z}."
+            f"it resets at {self.resets_at:%Y-%m-%d %H:%M %Z}.{fit}"
         )
 
     def _show(self, amount: int) -> str:

@@ -17,6 +17,20 @@ call_refused = Signal()
 Arguments: ``charge`` (ai_budget.values) and ``error`` (AIBudgetError).
 """
 
+batch_waiting = Signal()
+"""Submissions of a batch wait for a worker: to be sent, or to be looked after at once.
+
+Argument: ``submission_ids``. With QUEUE "celery" a task is sent for each; a site with another
+queue may have it call ``ai_budget.batches.advance`` with an id. ``ai_budget_tick`` does what
+nobody does.
+"""
+
+batch_finished = Signal()
+"""Every item of a batch is over. Argument: ``batch``, whose ``results()`` can be read.
+
+Sent at least once: again, where the worker that sent it died in the middle.
+"""
+
 call_downgraded = Signal()
 """A cheaper model took over; told once its attempt is booked.
 

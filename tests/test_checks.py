@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
 from django.conf import settings as django_settings
 from django.core import checks
 from django.core.checks import CheckMessage
@@ -38,6 +40,12 @@ def found_with(
     return found({"LEDGER_DATABASE": ledger})
 
 
+@pytest.fixture
+def celery_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project has a Celery app of its own."""
+    monkeypatch.setattr("celery.current_app", SimpleNamespace(main="shop"))
+
+
 # A clean project ---------------------------------------------------------------------------------
 
 
@@ -49,6 +57,7 @@ def test_the_defaults_written_out_are_clean() -> None:
     assert found(dict(DEFAULTS)) == []
 
 
+@pytest.mark.usefixtures("celery_app")
 def test_a_project_with_every_key_is_clean() -> None:
     given = {
         "API_KEY": "sk-ant-key",
@@ -71,7 +80,9 @@ def test_a_project_with_every_key_is_clean() -> None:
         "LEDGER_REDIS_URL": "redis://localhost:6379/0",
         "ON_LEDGER_FAILURE": "allow",
         "UNPRICED_MODEL": "allow",
+        "QUEUE": "celery",
         "LOG_PROMPTS": True,
+        "LOG_PROMPTS_DAYS": 7,
         "NOTIFIERS": ["shop.alerts.mail"],
         "ALERT_THRESHOLDS": [50, 120],
     }
@@ -171,8 +182,10 @@ def test_e002_each_unknown_key_has_its_own_error() -> None:
         ("LEDGER_REDIS_URL", ""),
         ("ON_LEDGER_FAILURE", "ignore"),
         ("UNPRICED_MODEL", True),
+        ("QUEUE", "rq"),
         ("LOG_PROMPTS", "no"),
         ("LOG_PROMPTS", None),
+        ("LOG_PROMPTS_DAYS", 0),
         ("NOTIFIERS", "shop.alerts.mail"),
         ("NOTIFIERS", [print]),
         ("ALERT_THRESHOLDS", 80),
@@ -329,10 +342,47 @@ def test_one_limit_is_enough(key: str) -> None:
     assert found({"DAILY_LIMIT_USD": None, "MONTHLY_LIMIT_USD": None, key: 0}) == []
 
 
+# E009 and W002: a queue that nobody serves -------------------------------------------------------
+
+
+def test_e009_celery_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ai_budget.checks.find_spec", lambda name: None)
+
+    (message,) = found({"QUEUE": "celery"})
+
+    assert (message.id, message.level) == ("ai_budget.E009", checks.ERROR)
+
+
+def test_w002_the_project_has_no_celery_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery.current_app", Celery("default", set_as_current=False))
+
+    (message,) = found({"QUEUE": "celery"})
+
+    assert (message.id, message.level) == ("ai_budget.W002", checks.WARNING)
+
+
+@pytest.mark.usefixtures("celery_app")
+def test_a_celery_app_is_enough() -> None:
+    assert found({"QUEUE": "celery"}) == []
+
+
+def test_the_tick_needs_no_celery(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ai_budget.checks.find_spec", lambda name: None)
+
+    assert found({"QUEUE": "tick"}) == []
+
+
 # All of them -------------------------------------------------------------------------------------
 
 
+def found_without_celery(monkeypatch: pytest.MonkeyPatch) -> list[CheckMessage]:
+    with monkeypatch.context() as patch:
+        patch.setattr("ai_budget.checks.find_spec", lambda name: None)
+        return found({"QUEUE": "celery"})
+
+
 def test_every_message_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery.current_app", Celery("default", set_as_current=False))
     databases: dict[str, dict[str, Any]] = {
         "default": {"ENGINE": SQLITE, "NAME": "shop"},
         "ledger": {"ENGINE": SQLITE, "NAME": "shop", "ATOMIC_REQUESTS": True},
@@ -343,6 +393,8 @@ def test_every_message_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
             *found([]),
             *found({"LEDGER_DATABASE": "elsewhere"}),
             *found({"LEDGER": REDIS_LEDGER}),
+            *found({"QUEUE": "celery"}),
+            *found_without_celery(monkeypatch),
             *found(
                 {
                     "NAME": 1,
@@ -355,7 +407,8 @@ def test_every_message_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     assert {message.id for message in messages} == {
-        *(f"ai_budget.E00{number}" for number in range(1, 9)),
+        *(f"ai_budget.E00{number}" for number in range(1, 10)),
         "ai_budget.W001",
+        "ai_budget.W002",
     }
     assert all(message.hint for message in messages)

@@ -17,9 +17,14 @@ from django.utils.translation import gettext_lazy
 
 from ai_budget import money
 from ai_budget.admin.amounts import EMPTY, count, exact_usd, milliseconds
-from ai_budget.admin.filters import FeatureFilter, ModelFilter, ReservedFilter
+from ai_budget.admin.filters import (
+    BatchCallsFilter,
+    FeatureFilter,
+    ModelFilter,
+    ReservedFilter,
+)
 from ai_budget.admin.large_tables import JournalAdmin
-from ai_budget.models import CallLog
+from ai_budget.models import Batch, CallLog
 from ai_budget.review.queries import deleted_user
 
 _MOST_ATTEMPTS_SHOWN = 20
@@ -40,7 +45,7 @@ class CallLogAdmin(JournalAdmin):
         "cost",
         "latency",
     )
-    list_filter = (ReservedFilter, FeatureFilter, "status", "kind", ModelFilter)
+    list_filter = (ReservedFilter, BatchCallsFilter, FeatureFilter, "status", "kind", ModelFilter)
     ordering = ("-id",)
     search_fields = ("request_id",)
     search_help_text = gettext_lazy("A request id or a call id, in full.")
@@ -143,7 +148,7 @@ class CallLogAdmin(JournalAdmin):
 
     @admin.display(description=gettext_lazy("user"), empty_value=EMPTY)
     def caller(self, call: CallLog) -> str | None:
-        return _user_label(call) or call.subject or None
+        return user_label(call) or call.subject or None
 
     @admin.display(description=gettext_lazy("model"))
     def models(self, call: CallLog) -> str | SafeString:
@@ -180,11 +185,11 @@ class CallLogAdmin(JournalAdmin):
 
     # Fields
 
-    @admin.display(description=gettext_lazy("user"), empty_value=EMPTY)
-    def caller_with_calls(self, call: CallLog) -> SafeString | None:
-        label = _user_label(call)
+    @admin.display(description=gettext_lazy("user"))
+    def caller_with_calls(self, call: CallLog) -> str | SafeString:
+        label = user_label(call)
         if label is None:
-            return None
+            return EMPTY
         return format_html(
             '{} (<a href="{}?user={}&amp;reserved=all">{}</a>)',
             label,
@@ -193,9 +198,9 @@ class CallLogAdmin(JournalAdmin):
             _("all calls of this user"),
         )
 
-    @admin.display(description=gettext_lazy("cost"), empty_value=EMPTY)
-    def exact_cost(self, call: CallLog) -> str | None:
-        return None if call.cost_nanousd is None else exact_usd(call.cost_nanousd)
+    @admin.display(description=gettext_lazy("cost"))
+    def exact_cost(self, call: CallLog) -> str:
+        return EMPTY if call.cost_nanousd is None else exact_usd(call.cost_nanousd)
 
     @admin.display(description=gettext_lazy("reserved"))
     def exact_reserved(self, call: CallLog) -> str:
@@ -231,8 +236,11 @@ class CallLogAdmin(JournalAdmin):
         return reverse(name, args=args, current_app=self.admin_site.name)
 
 
-def _user_label(call: CallLog) -> str | None:
-    """Return whom a call was for, whether or not the user still exists; no query."""
-    if call.user_id is None:
+def user_label(row: CallLog | Batch) -> str | None:
+    """Return whom a call or batch was for, whether or not the user still exists.
+
+    No query, where users were prefetched.
+    """
+    if row.user_id is None:
         return None
-    return deleted_user(call.user_id) if call.user is None else call.user.get_username()
+    return deleted_user(row.user_id) if row.user is None else row.user.get_username()

@@ -1,4 +1,4 @@
-"""Filters of calls whose choices come from small tables, never from the calls themselves."""
+"""Filters of calls and batches whose choices come from small tables, never from the calls."""
 
 from __future__ import annotations
 
@@ -8,14 +8,25 @@ from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.views.main import SEARCH_VAR, ChangeList
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from ai_budget import periods
 from ai_budget.conf import conf
-from ai_budget.models import CallLog, DowngradeRung, FeatureBudget, ModelRate, SpendWindow
+from ai_budget.models import (
+    Batch,
+    BatchItem,
+    CallLog,
+    DowngradeRung,
+    FeatureBudget,
+    ModelRate,
+    SpendWindow,
+)
 from ai_budget.values import SITE
+
+BATCH = "batch"
+"""The parameter that names the batch whose calls or items are shown."""
 
 
 class _DefaultedFilter(admin.SimpleListFilter):
@@ -42,6 +53,7 @@ class ReservedFilter(_DefaultedFilter):
 
     title = _("time")
     parameter_name = "reserved"
+    column = "reserved_at"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
         return [
@@ -53,17 +65,18 @@ class ReservedFilter(_DefaultedFilter):
         ]
 
     def chosen(self) -> str:
-        # Who looks for one request by its id means it wherever it is.
-        if self.value() is None and self.request.GET.get(SEARCH_VAR):
+        # Who looks for one request by its id, or for one batch, means it wherever it is.
+        one = self.request.GET.get(SEARCH_VAR) or self.request.GET.get(BATCH)
+        if self.value() is None and one:
             return "all"
         return super().chosen()
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[CallLog]) -> QuerySet[CallLog]:
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         since, until = self._range()
         if since is not None:
-            queryset = queryset.filter(reserved_at__gte=since)
+            queryset = queryset.filter(**{f"{self.column}__gte": since})
         if until is not None:
-            queryset = queryset.filter(reserved_at__lt=until)
+            queryset = queryset.filter(**{f"{self.column}__lt": until})
         return queryset
 
     def _range(self) -> tuple[datetime | None, datetime | None]:
@@ -82,8 +95,19 @@ class ReservedFilter(_DefaultedFilter):
                 return now - timedelta(days=7), None
 
 
+class CreatedFilter(ReservedFilter):
+    """Batches of any time unless asked otherwise: there are few, and one may take days."""
+
+    parameter_name = "created"
+    column = "created_at"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        *ranges, any_time = super().lookups(request, model_admin)
+        return [any_time, *ranges]
+
+
 class FeatureFilter(admin.SimpleListFilter):
-    """Features and categories, from their budgets; a category shows its features' calls."""
+    """Features and categories, from their budgets; a category shows what its features did."""
 
     title = _("feature")
     parameter_name = "feature"
@@ -93,9 +117,7 @@ class FeatureFilter(admin.SimpleListFilter):
         self._parents = dict(budgets.values_list("name", "parent__name"))
         return [(name, name) for name in sorted(self._parents)]
 
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[CallLog]
-    ) -> QuerySet[CallLog] | None:
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
         value = self.value()
         if value is None:
             return None
@@ -123,6 +145,50 @@ class ModelFilter(admin.SimpleListFilter):
     ) -> QuerySet[CallLog] | None:
         value = self.value()
         return None if value is None else queryset.filter(model=value)
+
+
+class _BatchFilter(admin.SimpleListFilter):
+    """One batch, named in the address: links lead here, and it can be taken off again."""
+
+    title = _("batch")
+    parameter_name = BATCH
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        value = self.value()
+        return [] if value is None else [(value, f"#{value}")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        value = self.value()
+        if value is None:
+            return None
+        batch = Batch.objects.filter(pk=value).first() if value.isdecimal() else None
+        return queryset.none() if batch is None else self.of_batch(queryset, batch)
+
+    def of_batch(self, queryset: QuerySet[Any], batch: Batch) -> QuerySet[Any]:
+        raise NotImplementedError
+
+
+class BatchItemsFilter(_BatchFilter):
+    """The items of one batch."""
+
+    def of_batch(self, queryset: QuerySet[BatchItem], batch: Batch) -> QuerySet[BatchItem]:
+        return queryset.filter(batch=batch)
+
+
+class BatchCallsFilter(_BatchFilter):
+    """The calls of a batch's items, and the one that holds what is open of it.
+
+    All of them were reserved at the same moment: so few of all calls are looked at.
+    """
+
+    def of_batch(self, queryset: QuerySet[CallLog], batch: Batch) -> QuerySet[CallLog]:
+        if batch.reserved_at is None:
+            return queryset.none()
+        of_items = BatchItem.objects.filter(batch=batch).order_by().values("call_id")
+        return queryset.filter(
+            Q(call_id=batch.call_id) | Q(call_id__in=of_items),
+            reserved_at=batch.reserved_at,
+        )
 
 
 class PeriodFilter(_DefaultedFilter):

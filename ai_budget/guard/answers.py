@@ -102,6 +102,19 @@ class Surroundings:
         }
 
 
+def surroundings_of(client: Any) -> Surroundings:
+    """Return what an ordinary message of a client is sent with."""
+    return Surroundings(
+        url="/v1/messages",
+        base_url=str(client.base_url),
+        provider="anthropic",
+        region="",
+        headers={},
+        client_headers=client.default_headers,
+        query=client.default_query,
+    )
+
+
 def _sent(*layers: Mapping[str, Any]) -> dict[str, str]:
     """Return the headers that are sent; later layers win, and what is no text takes one away."""
     named = {name.lower(): value for headers in layers for name, value in headers.items()}

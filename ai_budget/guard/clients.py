@@ -96,6 +96,15 @@ def _guarded(client: Any, payer: Payer) -> Any:
     return client.with_options(middleware=[*others, guard])
 
 
+def bare() -> Anthropic:
+    """Return the settings' own client without a guard, for what was reserved before.
+
+    Raises ``ImproperlyConfigured`` without a key.
+    """
+    shared: Anthropic = _shared(*_key())
+    return shared
+
+
 def platform_of(client: Any) -> tuple[str, str]:
     """Return the provider whose prices a client pays, and the region it is in."""
     modules = [base.__module__ for base in type(client).__mro__]

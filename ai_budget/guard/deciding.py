@@ -5,23 +5,22 @@ A decision reads balances, takes nothing and sends nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from ai_budget.conf import conf
 from ai_budget.exceptions import LedgerUnavailable, UnboundedCall, UnpricedModel
 from ai_budget.guard import turns
 from ai_budget.guard.answers import Surroundings
 from ai_budget.guard.charge import current_call
-from ai_budget.ledger.base import Ledger
 from ai_budget.policy.ladder import Choice, choose_model, percent_used
 from ai_budget.policy.limits import Rules, ensure_enabled, ladder_limits, limits_in_force
 from ai_budget.pricing.bound import bound, count_request, is_expected_to_fit
 from ai_budget.pricing.rates import ModelRates, is_before_4_6, resolve
 from ai_budget.savings.prompt_cache import Marking
-from ai_budget.values import Bound, Bucket, Charge, Limit
+from ai_budget.values import BalanceKey, Balances, Bound, Bucket, Charge, Limit
 
 _MODERN_THINKING = frozenset({"adaptive", "between_tools"})
 
@@ -38,6 +37,7 @@ class Outgoing:
     provider: str
     region: str
     workspace_named: bool = False
+    batch: bool = False
     around: Callable[[], Surroundings] | None = field(default=None, repr=False)
 
 
@@ -64,6 +64,12 @@ class Decision:
     marking: Marking | None = None
 
 
+class Books(Protocol):
+    """Where balances are read: the ledger, or what was read of it before."""
+
+    def balances(self, keys: Iterable[BalanceKey], /) -> Mapping[BalanceKey, Balances]: ...
+
+
 Marker = Callable[[Mapping[str, Any], ModelRates], Marking | None]
 """Puts marks for the API's prompt cache on the body that a model of these rates will get."""
 
@@ -73,17 +79,20 @@ def decide(
     charge: Charge,
     rules: Rules,
     *,
-    ledger: Ledger,
+    ledger: Books,
     at: datetime,
+    limits: list[Limit | Bucket] | None = None,
     counted: Counted | None = None,
     mark: Marker | None = None,
 ) -> Decision:
     """Return the decision on a request, from the rules and the balances of the moment.
 
-    Raises ``FeatureDisabled`` where a budget is paused.
+    ``limits`` are those in force, where somebody has looked already. Raises ``FeatureDisabled``
+    where a budget is paused.
     """
     ensure_enabled(rules)
-    limits = limits_in_force(charge, rules, at=at, zone=conf.TIME_ZONE)
+    if limits is None:
+        limits = limits_in_force(charge, rules, at=at, zone=conf.TIME_ZONE)
     body, notes = completed(outgoing.body, rules)
     requested = str(body["model"])
     choice = _choose(body, rules, limits, ledger, outgoing, at)
@@ -130,6 +139,7 @@ def bound_of(
         rates,
         # The declaration is about the key's own workspace.
         declared_geo=None if outgoing.workspace_named else conf.INFERENCE_GEO,
+        batch=outgoing.batch,
         region=outgoing.region,
         allow_unbounded=rules.feature.allow_unbounded,
         counted=counted,
@@ -189,7 +199,7 @@ def _choose(
     body: Mapping[str, Any],
     rules: Rules,
     limits: list[Limit | Bucket],
-    ledger: Ledger,
+    ledger: Books,
     outgoing: Outgoing,
     at: datetime,
 ) -> Choice:

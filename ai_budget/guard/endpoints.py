@@ -1,4 +1,4 @@
-"""What each endpoint of the API costs: priced, free, or unpriced.
+"""What each endpoint of the API costs: priced, a batch, free, or unpriced.
 
 Requests that only read or delete cost nothing. Every other request must be in the table, or a
 guarded client refuses it: a new endpoint of the SDK is no way around the budget.
@@ -11,6 +11,7 @@ import re
 from urllib.parse import unquote, urlsplit
 
 PRICED = "priced"
+BATCH = "batch"
 FREE = "free"
 UNPRICED = "unpriced"
 
@@ -42,7 +43,7 @@ ENDPOINTS = {
     "/v1/memory_stores/{id}/memories/{id}": FREE,
     "/v1/memory_stores/{id}/memory_versions/{id}/redact": FREE,
     "/v1/messages": PRICED,
-    "/v1/messages/batches": UNPRICED,
+    "/v1/messages/batches": BATCH,
     "/v1/messages/batches/{id}/cancel": FREE,
     "/v1/messages/count_tokens": FREE,
     "/v1/organizations/api_keys/{id}": FREE,
@@ -129,15 +130,16 @@ ENDPOINTS = {
 }
 """Every path that the SDK posts to, with {id} for its variable parts, and what it costs.
 
-Priced: a message, or a stream of one. Free: counting, storing, and the administration of an
-organization. Unpriced: what makes models work out of this process's sight.
+Priced: a message, or a stream of one. Batch: messages at half the price, later. Free: counting,
+storing, and the administration of an organization. Unpriced: what makes models work out of this
+process's sight.
 """
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
 
 def classify(method: str, url: str) -> str | None:
-    """Return PRICED, FREE or UNPRICED for a request; None where nobody has classified it.
+    """Return PRICED, BATCH, FREE or UNPRICED for a request; None where nobody has classified it.
 
     ``url`` may be a path or an absolute address, with doubled slashes or a query.
     """

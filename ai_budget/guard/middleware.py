@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -23,6 +24,7 @@ from ai_budget.exceptions import UnboundedCall, UnpricedEndpoint
 from ai_budget.guard import endpoints
 from ai_budget.guard.answers import Surroundings
 from ai_budget.guard.attempt import OpenAttempt
+from ai_budget.guard.batch.through_client import ClientBatch, ResultsReader, results_of
 from ai_budget.guard.charge import Payer, current_payer
 from ai_budget.guard.deciding import Outgoing
 from ai_budget.guard.events import Assembly
@@ -54,7 +56,7 @@ _WORKSPACE_HEADER = "anthropic-workspace-id"
 COUNT_SECONDS = 5.0
 """How long the API may take to count a prompt, which it does in a fraction of one."""
 
-_NEVER_LEFT = (
+NEVER_LEFT = (
     httpx2.ConnectError,
     httpx2.ConnectTimeout,
     httpx2.PoolTimeout,
@@ -78,17 +80,23 @@ class BudgetGuard(Middleware):
         return f"<BudgetGuard provider={self.provider!r}>"
 
     def handle(self, request: anthropic.APIRequest, call_next: CallNext) -> Any:
-        kind = endpoints.classify(request.method, request.url)
-        if kind != endpoints.PRICED:
+        kind = self._classify(request)
+        attempt: OpenAttempt | Found | ClientBatch
+        if kind == endpoints.BATCH:
+            attempt = self._open_batch(request)
+        elif kind == endpoints.PRICED:
+            sender = _sender(call_next)
+            outgoing = self._outgoing(request, sender)
+            opening = Opening(outgoing, self.payer, asker=threading.get_ident())
+            attempt = _open(opening, request, call_next)
+            if isinstance(attempt, Found):
+                return replay(request, attempt.message, client=sender)
+        else:
             if kind != endpoints.FREE:
                 self._ensure_allowed(request)
-            return call_next(request)
-        sender = _sender(call_next)
-        outgoing = self._outgoing(request, sender)
-        opening = Opening(outgoing, self.payer, asker=threading.get_ident())
-        attempt = _open(opening, request, call_next)
-        if isinstance(attempt, Found):
-            return replay(request, attempt.message, client=sender)
+            response = call_next(request)
+            _follow_results(request, _http_response(response))
+            return response
         try:
             response = call_next(_prepared(request, attempt))
         except BaseException as error:
@@ -103,17 +111,23 @@ class BudgetGuard(Middleware):
         return response
 
     async def handle_async(self, request: anthropic.APIRequest, call_next: AsyncCallNext) -> Any:
-        kind = endpoints.classify(request.method, request.url)
-        if kind != endpoints.PRICED:
+        kind = self._classify(request)
+        attempt: OpenAttempt | Found | ClientBatch
+        if kind == endpoints.BATCH:
+            attempt = await _taken(partial(self._open_batch, request))
+        elif kind == endpoints.PRICED:
+            sender = _sender(call_next)
+            outgoing = self._outgoing(request, sender)
+            opening = Opening(outgoing, self.payer, asker=id(asyncio.current_task()))
+            attempt = await _open_async(opening, request, call_next)
+            if isinstance(attempt, Found):
+                return replay_async(request, attempt.message, client=sender)
+        else:
             if kind != endpoints.FREE:
                 await _in_thread(lambda: self._ensure_allowed(request))
-            return await call_next(request)
-        sender = _sender(call_next)
-        outgoing = self._outgoing(request, sender)
-        opening = Opening(outgoing, self.payer, asker=id(asyncio.current_task()))
-        attempt = await _open_async(opening, request, call_next)
-        if isinstance(attempt, Found):
-            return replay_async(request, attempt.message, client=sender)
+            response = await call_next(request)
+            await _follow_results_async(request, _http_response(response))
+            return response
         try:
             response = await call_next(_prepared(request, attempt))
         except GeneratorExit as error:
@@ -131,6 +145,18 @@ class BudgetGuard(Middleware):
             _tap_async(attempt, received)
         return response
 
+    def _classify(self, request: anthropic.APIRequest) -> str | None:
+        kind = endpoints.classify(request.method, request.url)
+        # Elsewhere than at Anthropic's own API batches are made in other ways.
+        if kind == endpoints.BATCH and self.provider != "anthropic":
+            return endpoints.UNPRICED
+        return kind
+
+    def _open_batch(self, request: anthropic.APIRequest) -> ClientBatch:
+        charge = self.payer.over(current_payer()).charge()
+        named = _names_workspace(request)
+        return ClientBatch.open(_body_of(request), charge, workspace_named=named)
+
     def _ensure_allowed(self, request: anthropic.APIRequest) -> None:
         """Raise ``UnpricedEndpoint`` unless the feature may make calls without a bound."""
         charge = self.payer.over(current_payer()).charge()
@@ -145,20 +171,15 @@ class BudgetGuard(Middleware):
         ) from None
 
     def _outgoing(self, request: anthropic.APIRequest, sender: Any) -> Outgoing:
-        body = request.json
-        if not isinstance(body, dict) or request.options.extra_json or request.options.content:
-            raise UnboundedCall(
-                "The request's body is not JSON that the guard can read: pass it as parameters."
-            ) from None
         return Outgoing(
-            body=body,
+            body=_body_of(request),
             stream=request.stream,
             retries=request.retries_taken,
             key=request.options.idempotency_key or "",
             timeout=_seconds(request.timeout),
             provider=self.provider,
             region=self.region,
-            workspace_named=any(name.lower() == _WORKSPACE_HEADER for name in request.headers),
+            workspace_named=_names_workspace(request),
             around=None if sender is None else lambda: self._around(request, sender),
         )
 
@@ -174,7 +195,23 @@ class BudgetGuard(Middleware):
         )
 
 
-def _prepared(request: anthropic.APIRequest, attempt: OpenAttempt) -> anthropic.APIRequest:
+def _body_of(request: anthropic.APIRequest) -> dict[str, Any]:
+    """Return the JSON that is sent. Raises ``UnboundedCall`` for what is none."""
+    body = request.json
+    if not isinstance(body, dict) or request.options.extra_json or request.options.content:
+        raise UnboundedCall(
+            "The request's body is not JSON that the guard can read: pass it as parameters."
+        ) from None
+    return body
+
+
+def _names_workspace(request: anthropic.APIRequest) -> bool:
+    return any(name.lower() == _WORKSPACE_HEADER for name in request.headers)
+
+
+def _prepared(
+    request: anthropic.APIRequest, attempt: OpenAttempt | ClientBatch
+) -> anthropic.APIRequest:
     """Return the request with the decided body, and readable if it is not read at once."""
     options = request.options.model_copy()
     options.json_data = attempt.body
@@ -197,7 +234,7 @@ def _http_response(response: Any) -> Any:
     return getattr(response, "http_response", response)
 
 
-def _receive(attempt: OpenAttempt, response: Any) -> Callable[[], None] | None:
+def _receive(attempt: OpenAttempt | ClientBatch, response: Any) -> Callable[[], None] | None:
     """Return the booking of an answer that is known already; None if it is yet to be read."""
     if not isinstance(response, httpx2.Response):
         # Middleware inside the guard gave an answer of its own, whatever it asked for.
@@ -238,7 +275,9 @@ def _sender(call_next: Any) -> Any:
     return next((it for it in held if hasattr(it, "default_headers")), None)
 
 
-def _failure(attempt: OpenAttempt, error: BaseException, *, alone: bool) -> Callable[[], None]:
+def _failure(
+    attempt: OpenAttempt | ClientBatch, error: BaseException, *, alone: bool
+) -> Callable[[], None]:
     """Return the booking of a request without an answer: nothing if it never left, else its bound.
 
     ``alone`` says that no middleware inside the guard can have raised the error.
@@ -247,7 +286,7 @@ def _failure(attempt: OpenAttempt, error: BaseException, *, alone: bool) -> Call
     if not alone:
         unsent = False
     elif isinstance(error, anthropic.APIConnectionError):
-        unsent = isinstance(error.__cause__, _NEVER_LEFT)
+        unsent = isinstance(error.__cause__, NEVER_LEFT)
     else:
         # The SDK wraps whatever sending raises; what is not wrapped was raised before it, such
         # as a missing key. A cancellation is no Exception, and may come at any time.
@@ -256,7 +295,7 @@ def _failure(attempt: OpenAttempt, error: BaseException, *, alone: bool) -> Call
     return lambda: book(reason)
 
 
-def _tap(attempt: OpenAttempt, response: httpx2.Response) -> None:
+def _tap(attempt: OpenAttempt | ClientBatch, response: httpx2.Response) -> None:
     reader, finish = _listen(attempt, response)
     tapped, _ = tap_classes()
 
@@ -266,7 +305,7 @@ def _tap(attempt: OpenAttempt, response: httpx2.Response) -> None:
     response.stream = tapped(response.stream, reader, finish_sync)
 
 
-def _tap_async(attempt: OpenAttempt, response: httpx2.Response) -> None:
+def _tap_async(attempt: OpenAttempt | ClientBatch, response: httpx2.Response) -> None:
     reader, finish = _listen(attempt, response)
     _, tapped = tap_classes()
 
@@ -277,7 +316,7 @@ def _tap_async(attempt: OpenAttempt, response: httpx2.Response) -> None:
 
 
 def _listen(
-    attempt: OpenAttempt, response: httpx2.Response
+    attempt: OpenAttempt | ClientBatch, response: httpx2.Response
 ) -> tuple[Reader, Callable[[bool, str], None]]:
     """Return what reads a body as it passes, and what books it once it is closed.
 
@@ -286,7 +325,8 @@ def _listen(
     request_id = response.headers.get("request-id", "")
     encoding = response.headers.get("content-encoding", "")
     kind = response.headers.get("content-type", "").partition(";")[0].strip()
-    if kind in ("text/event-stream", "application/vnd.amazon.eventstream"):
+    streams = kind in ("text/event-stream", "application/vnd.amazon.eventstream")
+    if streams and isinstance(attempt, OpenAttempt):
         waited_for = attempt.asking is not None and attempt.asking.claimed
         answer = StreamedAnswer(assembly=Assembly() if waited_for else None)
         events = EventReader(answer) if kind == "text/event-stream" else FrameReader(answer)
@@ -301,6 +341,46 @@ def _listen(
         attempt.book_message(_parse(bytes(body.body)), request_id)
 
     return decoded(body, encoding), finish_body
+
+
+def _follow_results(request: anthropic.APIRequest, response: Any) -> None:
+    """Book the results of a batch as somebody reads them."""
+    results = _results_of(request, response)
+    if results is None:
+        return
+    if response.is_closed:
+        _book(lambda: _settle_whole(results, response))
+        return
+    reader = decoded(results, response.headers.get("content-encoding", ""))
+    tapped, _ = tap_classes()
+    response.stream = tapped(response.stream, reader, lambda *_: _book(results.settle))
+
+
+async def _follow_results_async(request: anthropic.APIRequest, response: Any) -> None:
+    """See ``_follow_results``."""
+    results = _results_of(request, response)
+    if results is None:
+        return
+    if response.is_closed:
+        await _book_async(lambda: _settle_whole(results, response))
+        return
+    reader = decoded(results, response.headers.get("content-encoding", ""))
+    _, tapped = tap_classes()
+    response.stream = tapped(response.stream, reader, lambda *_: _book_async(results.settle))
+
+
+def _results_of(request: anthropic.APIRequest, response: Any) -> ResultsReader | None:
+    """Return what reads the results of a batch as they pass; None for any other answer."""
+    api_id = results_of(request.method, endpoints.normalize(request.url))
+    if api_id is None or not isinstance(response, httpx2.Response) or not response.is_success:
+        return None
+    return ResultsReader(api_id)
+
+
+def _settle_whole(results: ResultsReader, response: httpx2.Response) -> None:
+    """Book results that were read before anyone could follow."""
+    results.feed(response.content)
+    results.settle()
 
 
 def _parse(body: bytes) -> Any:
@@ -452,7 +532,7 @@ async def _open_async(
     """Reserve without holding a thread meanwhile. See ``_open``."""
     try:
         while True:
-            step = await _reserve_async(opening)
+            step = await _taken(partial(_reserve, opening))
             if isinstance(step, (OpenAttempt, Found)):
                 return step
             if isinstance(step, Pause):
@@ -464,9 +544,9 @@ async def _open_async(
         raise
 
 
-async def _reserve_async(opening: Opening) -> Step:
-    """Reserve; if the caller is cancelled meanwhile, give back what was taken."""
-    task = asyncio.get_running_loop().create_task(sync_to_async(_reserve)(opening))
+async def _taken(take: Callable[[], Result]) -> Result:
+    """Run what reserves; if the caller is cancelled meanwhile, give back what was taken."""
+    task = asyncio.get_running_loop().create_task(sync_to_async(take)())
     _keep(task)
     try:
         return await asyncio.shield(task)
@@ -475,14 +555,14 @@ async def _reserve_async(opening: Opening) -> Step:
         raise
 
 
-async def _give_back(task: asyncio.Future[Step], reason: str) -> None:
+async def _give_back(task: asyncio.Future[Any], reason: str) -> None:
     """Release what was reserved for a caller who is gone."""
     try:
-        step = await task
+        taken = await task
     except Exception:
         return
-    if isinstance(step, OpenAttempt):
-        await _book_async(lambda: step.book_unsent(reason))
+    if isinstance(taken, (OpenAttempt, ClientBatch)):
+        await _book_async(lambda: taken.book_unsent(reason))
 
 
 def _later(work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:

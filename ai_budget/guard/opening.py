@@ -11,7 +11,6 @@ import logging
 import random
 import uuid
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from functools import partial
@@ -37,6 +36,7 @@ from ai_budget.guard.deciding import (
     tokens_of,
 )
 from ai_budget.guard.marks import Marks
+from ai_budget.guard.refusals import count_refusal
 from ai_budget.guard.rules import read_rules
 from ai_budget.guard.telling import tell
 from ai_budget.ledger import base as ledgers
@@ -49,7 +49,6 @@ from ai_budget.policy.limits import (
     ladder_limits,
     limits_in_force,
     only_counting,
-    refused_keys,
 )
 from ai_budget.pricing.bound import count_request
 from ai_budget.savings.response_cache import Kept
@@ -175,7 +174,7 @@ class Opening:
                 mark=self._marker(rules, at),
             )
         except FeatureDisabled:
-            _count_refusal(ledger, charge, at)
+            count_refusal(ledger, charge, at)
             raise
         try:
             attempt = _take(
@@ -190,7 +189,7 @@ class Opening:
             remedy = self._unmark(error) or self._count(error, decision, at) or self._wait(error)
             if remedy is not None:
                 return remedy
-            _count_refusal(ledger, charge, at, scope=error.scope)
+            count_refusal(ledger, charge, at, scope=error.scope)
             raise
         attempt.asking = self._asking
         return attempt
@@ -286,7 +285,7 @@ class Opening:
                     attempt,
                 )
             except LimitReached as error:
-                _count_refusal(ledger, charge, at, scope=error.scope)
+                count_refusal(ledger, charge, at, scope=error.scope)
                 raise
             record = partial(ledger.settle, reservation, settlement)
         else:
@@ -457,12 +456,6 @@ def _left_to_wait() -> float:
     """Return how many seconds the caller will still wait; 0 for one who does not."""
     call = current_call()
     return 0.0 if call is None else call.patience()
-
-
-def _count_refusal(ledger: Ledger, charge: Charge, at: datetime, *, scope: str = "") -> None:
-    # One that cannot be counted is a refusal all the same.
-    with suppress(LedgerUnavailable):
-        ledger.count_refusal(refused_keys(charge, _day(at), scope=scope))
 
 
 def _text_bytes(value: Any) -> int:

@@ -158,6 +158,34 @@ class ModelRates:
         geo = f"us={self.us_geo[0]}/{self.us_geo[1]}"
         return f"{self.source}; {self.model}; {'; '.join(bands)}; {self.web_searches}; {geo}"
 
+    @classmethod
+    def of_reference(cls, reference: str, *, provider: str) -> ModelRates:
+        """Return the prices that were frozen in a reference: all that a cost is reckoned with.
+
+        Raises ``ValueError`` for what is none.
+        """
+        source, model, *bands, searches, geo = reference.split("; ")
+        by_speed: dict[str, list[Band]] = {"standard": [], "fast": []}
+        for band in bands:
+            speed, above, *amounts = re.split(r"[>=/]", band)
+            if speed not in by_speed:
+                raise ValueError("The reference has a speed that nobody has priced.")
+            names = (one.name for one in fields(TokenRates))
+            rates = TokenRates(**dict(zip(names, map(int, amounts), strict=True)))
+            by_speed[speed].append(Band(above=int(above), rates=rates))
+        over, under = geo.removeprefix("us=").split("/")
+        if not by_speed["standard"]:
+            raise ValueError("The reference has no standard prices.")
+        return cls(
+            model=model,
+            provider=provider,
+            source=source,
+            standard=tuple(by_speed["standard"]),
+            fast=tuple(by_speed["fast"]),
+            web_searches=int(searches),
+            us_geo=(int(over), int(under)),
+        )
+
 
 def resolve(
     model: str, *, at: datetime | None = None, provider: str = "anthropic", region: str = ""

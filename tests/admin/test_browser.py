@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 from django.test import Client
 from pytest_django.live_server_helper import LiveServer
 
+from tests.admin.batches import BatchFactory, BatchItemFactory, BatchSubmissionFactory
 from tests.factories import (
     CallLogFactory,
     FeatureBudgetFactory,
@@ -80,3 +82,51 @@ def test_pages_break_no_policy_and_draw_bars_in_light_and_dark(
     colours = {colour for colour, _complaints in seen}
     assert len(colours) == 2
     assert "rgb(0, 0, 0)" not in colours
+
+
+def test_a_batch_is_decided_about_by_hand_and_breaks_no_policy(
+    chromium_path: str, live_server: LiveServer, root: Client
+) -> None:
+    pytest.importorskip("playwright")
+    from playwright.sync_api import expect, sync_playwright
+
+    batch = BatchFactory.create(total=4, succeeded=1, errored=1)
+    submission = BatchSubmissionFactory.create(batch=batch, status="uncertain", items_count=2)
+    BatchItemFactory.create_batch(2, batch=batch, submission=submission)
+    session = root.cookies["sessionid"].value
+    complaints: list[str] = []
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
+        colours = set()
+        for scheme in ("light", "dark"):
+            context = browser.new_context(color_scheme=scheme)
+            context.add_cookies([{"name": "sessionid", "value": session, "url": live_server.url}])
+            page = context.new_page()
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.route("**/*", be_strict)
+            page.goto(f"{live_server.url}/admin/ai_budget/batch/")
+            bar = page.get_by_role("img", name="2 of 4 items are over: 50 %")
+            for part in ("answered", "unanswered"):
+                drawn = bar.locator(f".ai-budget-{part}")
+                colours.add(str(drawn.evaluate("it => getComputedStyle(it).fill")))
+
+        page.get_by_role("link", name=f"#{batch.pk}", exact=True).click()
+        page.get_by_role("link", name="Send it again").click()
+        page.get_by_role("button", name="Yes, send it again").click()
+        expect(page.get_by_text("The submission is sent again.")).to_be_visible()
+        expect(page.get_by_role("cell", name="Waiting to be sent")).to_be_visible()
+
+        page.get_by_role("link", name="Batches").last.click()
+        page.get_by_role("checkbox", name=re.compile("Select this object")).check()
+        page.get_by_role("combobox", name="Action").select_option("cancel")
+        page.locator("button[name=index]").click()
+        page.get_by_role("button", name="Yes, cancel them").click()
+        expect(page.get_by_text("1 batch is being canceled.")).to_be_visible()
+        browser.close()
+
+    assert [text for text in complaints if "favicon" not in text] == []
+    assert len(colours) == 4
+    submission.refresh_from_db()
+    assert (submission.status, submission.cancel_requested) == ("waiting", True)

@@ -18,25 +18,19 @@ pytestmark = pytest.mark.django_db
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello there"}]
 ASKED: dict[str, Any] = {"model": MODEL, "max_tokens": 50, "messages": MESSAGES}
-BATCH: dict[str, Any] = {"requests": [{"custom_id": "a", "params": ASKED}]}
 RAW: dict[str, Any] = {"cast_to": httpx2.Response}
 
 UNPRICED: dict[str, Callable[[anthropic.Anthropic], object]] = {
-    "batches": lambda client: client.messages.batches.create(**BATCH),
-    "beta batches": lambda client: client.beta.messages.batches.create(**BATCH),
-    "raw batches": lambda client: client.messages.batches.with_raw_response.create(**BATCH),
     "sessions": lambda client: client.beta.sessions.create(agent="a", environment_id="e"),
     "events of a session": lambda client: client.beta.sessions.events.send("s", events=[]),
     "deployments": lambda client: client.beta.deployments.run("d"),
     "an old endpoint": lambda client: client.post("/v1/complete", body=ASKED, **RAW),
     "a new endpoint": lambda client: client.post("/v1/dreams/now", body=ASKED, **RAW),
     "a new version": lambda client: client.post("/v2/messages", body=ASKED, **RAW),
-    "an address": lambda client: client.post(
-        f"{client.base_url}/v1/messages/batches", body=BATCH, **RAW
-    ),
-    "an escape": lambda client: client.post("/v1/messages%2Fbatches", body=BATCH, **RAW),
-    "doubled slashes": lambda client: client.post("//v1//messages//batches", body=BATCH, **RAW),
-    "a detour": lambda client: client.post("/v1/models/../messages/batches", body=BATCH, **RAW),
+    "an address": lambda client: client.post(f"{client.base_url}/v1/dreams", body=ASKED, **RAW),
+    "an escape": lambda client: client.post("/v1%2Fdreams", body=ASKED, **RAW),
+    "doubled slashes": lambda client: client.post("//v1//dreams", body=ASKED, **RAW),
+    "a detour": lambda client: client.post("/v1/messages/../dreams", body=ASKED, **RAW),
     "a path of a platform": lambda client: client.post(f"/model/{MODEL}/invoke", body=ASKED, **RAW),
     "put": lambda client: client.put("/v1/responses", body=ASKED, **RAW),
     "patch": lambda client: client.patch("/v1/responses", body=ASKED, **RAW),
@@ -59,7 +53,7 @@ async def test_what_has_no_price_is_refused_to_async_clients(
     api: AnthropicSimulator, async_client: anthropic.AsyncAnthropic
 ) -> None:
     with pytest.raises(UnpricedEndpoint):
-        await async_client.messages.batches.create(**BATCH)
+        await async_client.beta.deployments.run("d")
 
     assert api.requests == []
     assert await in_db(rows) == []
@@ -72,9 +66,9 @@ def test_a_feature_may_be_allowed_what_has_no_price(
         override_budget("chat", allow_unbounded=True),
         pytest.raises(anthropic.NotFoundError),
     ):
-        client.messages.batches.create(**BATCH)
+        client.beta.deployments.run("d")
 
-    assert [request.path for request in api.requests] == ["/v1/messages/batches"]
+    assert [request.path for request in api.requests] == ["/v1/deployments/d/run"]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -86,7 +80,7 @@ async def test_an_async_feature_may_be_allowed_what_has_no_price(
     await FeatureBudget.objects.acreate(name="chat", allow_unbounded=True)
 
     with pytest.raises(anthropic.NotFoundError):
-        await async_client.messages.batches.create(**BATCH)
+        await async_client.beta.deployments.run("d")
 
 
 def test_a_paused_feature_is_not_allowed_it(
@@ -96,7 +90,7 @@ def test_a_paused_feature_is_not_allowed_it(
         override_budget("chat", allow_unbounded=True, enabled=False),
         pytest.raises(FeatureDisabled),
     ):
-        client.messages.batches.create(**BATCH)
+        client.beta.deployments.run("d")
 
     assert api.requests == []
 

@@ -19,7 +19,9 @@ from ai_budget.exceptions import UnpricedModel
 from ai_budget.models import ModelRate
 from ai_budget.money import parse_usd
 from ai_budget.pricing import rates
-from ai_budget.pricing.rates import resolve
+from ai_budget.pricing.cost import cost
+from ai_budget.pricing.rates import ModelRates, resolve
+from ai_budget.pricing.usage import read_usage
 from tests.factories import ModelRateFactory
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -478,3 +480,77 @@ def test_the_memory_of_prices_has_an_end() -> None:
 
     assert price(SONNET, INPUT, at=NOW) == usd("2")
     assert all(len(kept) <= 8 for kept in rates._known.resolved.values())
+
+
+# Prices that were frozen -------------------------------------------------------------------------
+
+USED = {
+    "input_tokens": 1_234,
+    "cache_creation": {"ephemeral_5m_input_tokens": 777, "ephemeral_1h_input_tokens": 555},
+    "cache_read_input_tokens": 4_321,
+    "output_tokens": 999,
+    "server_tool_use": {"web_search_requests": 3},
+}
+"""Something of everything that has a price."""
+
+
+@pytest.mark.parametrize(
+    ("model", "used"),
+    [
+        (OPUS, USED),
+        (OPUS, {**USED, "speed": "fast"}),
+        (SONNET, {**USED, "inference_geo": "us"}),
+        (HAIKU, {**USED, "input_tokens": 250_000}),
+        ("claude-sonnet-4-5", {**USED, "input_tokens": 250_000, "inference_geo": "us"}),
+    ],
+    ids=["plain", "fast", "us", "long", "before there was US inference"],
+)
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_reference_costs_what_the_prices_cost_that_it_was_made_of(
+    model: str, used: dict[str, Any], batch: bool
+) -> None:
+    given, usage = resolve(model, at=NOW), read_usage(used)
+
+    frozen = ModelRates.of_reference(given.reference, provider="anthropic")
+
+    assert cost(frozen, usage, at=NOW, batch=batch) == cost(given, usage, at=NOW, batch=batch)
+    assert frozen.reference == given.reference
+
+
+def test_a_reference_keeps_the_projects_own_prices() -> None:
+    add_rate(input_usd="1.7", web_search_usd="12")
+    given = resolve(SONNET, at=NOW)
+    ModelRate.objects.all().delete()
+    rates.forget()
+
+    frozen = ModelRates.of_reference(given.reference, provider="anthropic")
+
+    usage = read_usage({**INPUT, "server_tool_use": {"web_search_requests": 1_000}})
+    assert cost(frozen, usage, at=NOW) == usd("13.7")
+
+
+def test_a_reference_keeps_the_dearest_prices_of_a_model_that_has_none(settings: Settings) -> None:
+    settings.AI_BUDGET = {**settings.AI_BUDGET, "UNPRICED_MODEL": "allow"}
+    given = resolve("claude-of-tomorrow", at=NOW)
+
+    frozen = ModelRates.of_reference(given.reference, provider="anthropic")
+
+    assert frozen.standard == given.standard
+    assert frozen.fast == given.fast
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "",
+        "genai-prices",
+        "genai-prices; claude-haiku-5-5",
+        "genai-prices; claude-haiku-5-5; standard>0=1/2/3; 10; us=11/10",
+        "genai-prices; claude-haiku-5-5; standard>0=a/b/c/d/e; 10; us=11/10",
+        "genai-prices; claude-haiku-5-5; standard>0=1/2/3/4/5; 10; us=11",
+        "genai-prices; claude-haiku-5-5; standard>0=1/2/3/4/5; ten; us=11/10",
+    ],
+)
+def test_what_is_no_reference_is_refused(reference: str) -> None:
+    with pytest.raises(ValueError, match=r"unpack|literal|zip"):
+        ModelRates.of_reference(reference, provider="anthropic")

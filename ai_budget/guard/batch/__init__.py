@@ -1,0 +1,1 @@
+"""Message batches inside the budget: reserved whole, sent, and booked item by item."""

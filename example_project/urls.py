@@ -14,6 +14,8 @@ urlpatterns = [
     path("ask/", views.ask, name="ask"),
     path("ask/stream/", views.ask_stream, name="ask-stream"),
     path("tiny/", views.tiny, name="tiny"),
+    path("notes/", views.notes, name="notes"),
+    path("notes/sort/", views.sort_notes, name="sort-notes"),
     path("usage/", views.usage, name="usage"),
     path("usage/strip/", views.usage_strip, name="usage-strip"),
     path("sign-in/", LoginView.as_view(template_name="desk/sign_in.html"), name="login"),

@@ -42,6 +42,16 @@ class QuestionForm(forms.Form):
     )
 
 
+class NoteForm(forms.Form):
+    """A note for the box at the desk."""
+
+    text = forms.CharField(
+        label="Your note",
+        max_length=2_000,
+        widget=forms.Textarea({"rows": 3}),
+    )
+
+
 class TinyForm(forms.Form):
     """One of a few short questions: a tiny budget has room for no other."""
 

@@ -53,3 +53,23 @@ in one place so long, and no clerk had been so stubborn about three o'clock in t
 The cupboard is empty now, and the books are kept where it is dry. But the lighthouse has a new \
 one on its shelf, with a pencil on a string. Whoever comes up is asked to write down the wind.
 """
+
+NOTES = (
+    "May I keep the atlas of the northern coast for two more weeks? I am only at the fjords.",
+    "Somebody has underlined half of the poems on my shelf. Not me! But with good taste.",
+    "Could you buy the new history of lighthouses? I would be the first to borrow it.",
+    "Are you open on the morning of the second of January? I will need a quiet room by then.",
+    "The lamp at the third table by the window flickers, and reading there makes one seasick.",
+    "Thank you for finding my grandmother’s cookbook. We made the plum cake, and it worked.",
+    "I returned five books on Friday and the machine gave me a receipt for four.",
+    "When do you close on the evening of the lantern walk?",
+    "The wheel of the book trolley screams. Everybody looks up, and I blush.",
+    "Please get something on mushrooms that a beginner can trust with his life.",
+    "Is it true that the cat belongs to the library? If so, whom may I pay for the biscuits?",
+    "How many books may one borrow over the summer? I asked for twelve and was laughed at.",
+    "The lady at the desk this morning was patient with my father. It meant a lot to us.",
+    "A page is missing from the third volume, just where the letter is opened.",
+    "Have you thought of opening an hour earlier? There are four of us at the door at eight.",
+    "I should like to read the diaries of the keeper whose winds were found in a cupboard.",
+)
+"""What readers have left in the box at the desk."""

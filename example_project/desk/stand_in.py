@@ -34,10 +34,35 @@ it goes back. Your receipt says how much it was. With a key of the real API you 
 answer, by the same rules."""
 
 
+# A word of each kind of note, the first of which that it has decides.
+_KINDS = {
+    "thank": "thanks",
+    "patient": "thanks",
+    "flicker": "repair",
+    "scream": "repair",
+    "missing": "repair",
+    "buy": "wish",
+    "get something": "wish",
+    "should like to read": "wish",
+    "open": "hours",
+    "close": "hours",
+    "keep": "lending",
+    "borrow": "lending",
+    "returned": "lending",
+}
+
+
+def item_reply(custom_id: str, params: Mapping[str, Any]) -> Reply:
+    """Answer an item of a batch."""
+    return reply(params, chunk_delay=0)
+
+
 def reply(body: Mapping[str, Any], *, chunk_delay: float = _CHUNK_DELAY) -> Reply:
     """Answer a request of one of the desk's pages."""
     prompt = _last_text(body)
-    if prompt.startswith("Summarise this text"):
+    if _is_to_sort(body):
+        text = _sorted(prompt)
+    elif prompt.startswith("Summarise this text"):
         text = _shorten(prompt)
     elif prompt in samples.ANSWERS:
         text = samples.ANSWERS[prompt]
@@ -45,6 +70,15 @@ def reply(body: Mapping[str, Any], *, chunk_delay: float = _CHUNK_DELAY) -> Repl
         small = [answer for word, answer in _TINY_ANSWERS.items() if f"Name a {word}" in prompt]
         text = small[0] if small else _HONEST.format(question=_quoted(prompt))
     return Reply(text=text, chunk_delay=chunk_delay)
+
+
+def _is_to_sort(body: Mapping[str, Any]) -> bool:
+    return str(body.get("system", "")).startswith("You sort the notes")
+
+
+def _sorted(note: str) -> str:
+    """Sort a note by its words: how a tired librarian does it."""
+    return next((kind for word, kind in _KINDS.items() if word in note.lower()), "other")
 
 
 def _shorten(prompt: str) -> str:

@@ -6,18 +6,20 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django import forms
-from django.contrib.auth.decorators import login_required
+from django.contrib.auth.decorators import login_required, user_passes_test
 from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_POST
 
 import ai_budget
+from ai_budget import periods
 from ai_budget.models import CallLog
 from ai_budget.periods import Period
-from example_project.desk import samples, streams
-from example_project.desk.forms import QuestionForm, SummaryForm, TinyForm
+from example_project.desk import nightly, samples, streams
+from example_project.desk.forms import NoteForm, QuestionForm, SummaryForm, TinyForm
+from example_project.desk.models import Note
 from example_project.desk.refusals import refusals_explained, refused
 from example_project.desk.usage import allowance, shares
 
@@ -26,6 +28,7 @@ LIBRARIAN = "You answer at the desk of a library: briefly, warmly and in plain w
 TINY = "Answer in one short line."
 
 _LATEST_CALLS = 15
+_LATEST_NOTES = 50
 
 
 @require_GET
@@ -69,6 +72,26 @@ def tiny(request: HttpRequest) -> HttpResponse:
             form.cleaned_data["question"], feature="tiny", user=request.user, system=TINY
         )
     return _page(request, "desk/tiny.html", form, answer)
+
+
+@login_required
+def notes(request: HttpRequest) -> HttpResponse:
+    """Take a note, and show what is in the box and what the last night made of it."""
+    form = NoteForm(request.POST or None)
+    if form.is_valid():
+        Note.objects.create(text=form.cleaned_data["text"], left_at=periods.now())
+        return redirect("notes")
+    context = {"form": form, "notes": Note.objects.all()[:_LATEST_NOTES]}
+    return render(request, "desk/notes.html", {**context, "night": nightly.latest()})
+
+
+@user_passes_test(lambda user: user.is_staff)
+@require_POST
+@refusals_explained
+def sort_notes(request: HttpRequest) -> HttpResponse:
+    """Do at once what is done every night; the answers come in the minutes after."""
+    nightly.sort_notes()
+    return redirect("notes")
 
 
 @login_required

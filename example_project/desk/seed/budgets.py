@@ -83,7 +83,16 @@ TINY = Plan(
     model="claude-sonnet-5-5",
     max_tokens=40,
 )
-PLANS = (CHAT, SUMMARIES, CLASSIFICATION, TINY)
+NIGHTLY = Plan(
+    name="nightly",
+    daily_usd="0.05",
+    monthly_usd="0.50",
+    plan_usd="0.20",
+    model="claude-haiku-5-5",
+    max_tokens=10,
+    owner="catalogue@desk.example",
+)
+PLANS = (CHAT, SUMMARIES, CLASSIFICATION, TINY, NIGHTLY)
 
 
 def create_budgets(people: Sequence[Person]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
@@ -19,6 +20,7 @@ from django.core.servers.basehttp import (
     WSGIRequestHandler,
     get_internal_wsgi_application,
 )
+from django.db import connections
 from django.db.models import Count, Sum
 
 import ai_budget
@@ -28,12 +30,14 @@ from ai_budget.periods import Period
 from example_project.desk import stand_in
 from example_project.desk.accounts import DEMO_ACCOUNTS
 from example_project.desk.seed import seed
+from example_project.desk.seed.notes import create_notes
 from example_project.desk.templatetags.desk import usd
 from example_project.desk.usage import budget_allowance
 from example_project.desk.views import LIBRARIAN
 
 QUESTION = "What does a budget for an AI feature protect me from?"
 _PORTS_TRIED = 20
+_TICK_SECONDS = 5.0  # a site's cron has a minute; who looks at a demo does not
 _HISTORY = 100  # requests that the stand-in remembers: a demo may run for weeks
 
 
@@ -60,13 +64,16 @@ class Command(BaseCommand):
         call_command("ai_budget_tick", stdout=self.stdout)
         with ExitStack() as stack:
             self._open_api(stack)
+            stack.enter_context(ticking())
             server = stack.enter_context(self._listen(host, port))
             self._make_call()
             self._show_addresses(host, server.server_port)
             server.serve_forever()
 
     def _seed(self) -> None:
-        seeded = seed(now=periods.now())
+        now = periods.now()
+        seeded = seed(now=now)
+        create_notes(now=now)
         total = CallLog.objects.aggregate(calls=Count("id"), cost=Sum("cost_nanousd"))
         fresh = "Seeded a month of spend" if seeded else "Found the spend so far"
         spent = money.format_usd(total["cost"] or 0)
@@ -81,6 +88,7 @@ class Command(BaseCommand):
             from ai_budget.testing.simulator import AnthropicSimulator
 
             api = stack.enter_context(AnthropicSimulator(default=stand_in.reply, history=_HISTORY))
+            api.batches.default = stand_in.item_reply
             settings.AI_BUDGET["BASE_URL"] = api.base_url
         self._say(
             f"Answers come from the local stand-in at {settings.AI_BUDGET['BASE_URL']} "
@@ -141,6 +149,9 @@ class Command(BaseCommand):
         readers = [account.username for account in DEMO_ACCOUNTS if not account.is_staff]
         self._say(f"\n  Site   http://{shown}:{port}/         {_logins(readers)}")
         self._say(f"  Admin  http://{shown}:{port}/admin/   {_logins(staff)}")
+        self._say(
+            f"  Night  http://{shown}:{port}/notes/   manage.py sort_notes sorts them by batch"
+        )
         self._say("\nThe passwords are for this demo only. Ctrl-C stops it.")
 
     def _say(self, text: str) -> None:
@@ -159,6 +170,26 @@ def stopped_cleanly() -> Iterator[None]:
     signal.signal(signal.SIGTERM, _interrupt)
     with suppress(KeyboardInterrupt):
         yield
+
+
+@contextmanager
+def ticking() -> Iterator[None]:
+    """Do the periodic work now and then, as cron or Celery beat would: it brings the batches."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(_TICK_SECONDS):
+            with suppress(CommandError):  # the next one does what this one could not
+                call_command("ai_budget_tick", verbosity=0)
+        connections.close_all()
+
+    thread = threading.Thread(target=work, name="tick", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(_TICK_SECONDS)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

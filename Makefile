@@ -33,13 +33,16 @@ FIND_PYTHON = for candidate in "$(PYTHON)" $(CANDIDATES); do \
 	done; \
 	if [ -z "$${python:-}" ]; then echo "Python 3.11 or newer, with venv, is needed; name one with PYTHON=." >&2; exit 1; fi
 
-.PHONY: help demo test check lint types imports migrations docs clean
+.PHONY: help install demo test check lint types imports migrations docs clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
 demo: $(DEMO_STAMP)
 	@$(DEMO_VENV)/bin/python manage.py demo $(ARGS)
+
+# What `test` and `check` need, for whoever wants it beforehand.
+install: $(DEV_STAMP)
 
 test: $(DEV_STAMP)
 	@$(DEV)/python -m tests.run $(ARGS)

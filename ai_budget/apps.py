@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from django.apps import AppConfig
@@ -9,6 +10,8 @@ from django.core import checks
 from django.utils.translation import gettext_lazy as _
 
 from ai_budget.conf import conf
+
+log = logging.getLogger("ai_budget")
 
 
 class AIBudgetConfig(AppConfig):
@@ -32,4 +35,11 @@ def _send_tasks(submission_ids: Sequence[int], **kwargs: object) -> None:
         return
     from ai_budget.tasks import send
 
-    send(submission_ids)
+    try:
+        send(submission_ids)
+    except Exception as error:
+        log.warning(
+            "Tasks for %s submissions could not be sent (%s); the next tick does their work.",
+            len(submission_ids),
+            type(error).__name__,
+        )

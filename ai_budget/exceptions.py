@@ -132,12 +132,17 @@ class Refusal:
     items_fit: int | None = None
 
     def describe(self) -> str:
-        state = "is used up" if self.exhausted else "is held by calls in flight"
-        fit = "" if self.items_fit is None else f" {self.items_fit:,} of its items would fit."
+        state = "is held by calls in flight"
+        if self.exhausted:
+            some_left = self.spent + self.held < self.limit
+            state = "has too little left" if some_left else "is used up"
+        what, fit = "call", ""
+        if self.items_fit is not None:
+            what, fit = "batch", f" {self.items_fit:,} of its items would fit."
         return (
             f"The {_PERIODS.get(self.period, self.period)} limit of {self.scope} {state}: "
             f"limit {self._show(self.limit)}, spent {self._show(self.spent)}, "
-            f"held {self._show(self.held)}, this call needs up to {self._show(self.requested)}; "
+            f"held {self._show(self.held)}, this {what} needs up to {self._show(self.requested)}; "
             f"it resets at {self.resets_at:%Y-%m-%d %H:%M %Z}.{fit}"
         )
 

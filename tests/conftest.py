@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import django
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import connections
+from django.db import connection, connections, transaction
+from django.test import SimpleTestCase, TransactionTestCase
 from hypothesis import settings as hypothesis_settings
 from pytest_django import DjangoDbBlocker
 
@@ -17,7 +20,7 @@ import ai_budget
 from ai_budget.conf import conf
 from ai_budget.ledger import base as ledgers
 from ai_budget.testing import AnthropicSimulator
-from tests.run import chromium
+from tests.run import LEFT_OUT, ONLY_DATABASE, chromium
 from tests.settings import AI_BUDGET as GIVEN
 
 pytest_plugins = ["ai_budget.testing.pytest_plugin"]
@@ -32,12 +35,46 @@ def pytest_report_header() -> str:
     return f"{package}, Django {django.__version__}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+LEFT_TO_SQLITE = pytest.StashKey[int]()
+DATABASE_FIXTURES = {"db", "transactional_db", "django_db_setup"}
+"""Without one of these, a mark or a TestCase, pytest-django lets no test reach a database."""
+
+
+def reaches_a_database(item: pytest.Item) -> bool:
+    """Whether the test may; one of a TestCase is taken to do so."""
+    cls = getattr(item, "cls", None)
+    return (
+        item.get_closest_marker("django_db") is not None
+        or not DATABASE_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+        or (cls is not None and issubclass(cls, SimpleTestCase))
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if ONLY_DATABASE.items() <= os.environ.items():
+        others = [item for item in items if not reaches_a_database(item)]
+        items[:] = [item for item in items if reaches_a_database(item)]
+        config.hook.pytest_deselected(items=others)
+        config.stash[LEFT_TO_SQLITE] = len(others)
     if chromium() is not None:
         return
     for item in items:
         if item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.skip(reason="Chromium is not installed"))
+
+
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> None:
+    """Let no test ask for a database while it runs: it would be missing on all but SQLite."""
+    if fixturedef.argname in {"db", "transactional_db"} and not reaches_a_database(request.node):
+        pytest.fail(f"{request.node.nodeid} reaches a database: mark it with django_db")
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> str:
+    left = config.stash.get(LEFT_TO_SQLITE, 0)
+    return LEFT_OUT.format(left) if left else ""
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +83,28 @@ def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
     yield
     with django_db_blocker.unblock():
         asyncio.run(sync_to_async(connections.close_all)())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def emptied_row_by_row() -> Iterator[None]:
+    """Delete what a test committed; the flush of a whole database takes longer than the tests."""
+    with mock.patch.object(TransactionTestCase, "_fixture_teardown", delete_rows):
+        yield
+
+
+def delete_rows(case: TransactionTestCase) -> None:
+    tables = set(connection.introspection.django_table_names(only_existing=True))
+    with (
+        transaction.atomic(),
+        connection.constraint_checks_disabled(),
+        connection.cursor() as cursor,
+    ):
+        for table in tables - KEPT_TABLES:
+            cursor.execute(f"DELETE FROM {connection.ops.quote_name(table)}")  # noqa: S608
+
+
+KEPT_TABLES = {"django_migrations", "django_content_type", "auth_permission"}
+"""What migrations fill."""
 
 
 @pytest.fixture

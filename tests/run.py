@@ -5,14 +5,19 @@
 SQLite always runs; PostgreSQL and MariaDB run when a login succeeds (``tests.settings`` names the
 variables that say where). Where Redis answers at ``REDIS_URL``, one more SQLite run repeats the
 tests of the guard and of what stands on it with the ledger on Redis. Another repeats the model
-tests with a custom user model and another DEFAULT_AUTO_FIELD. The runs go side by side, each
+tests with a custom user model and another DEFAULT_AUTO_FIELD. Celery's tests talk to that Redis,
+and to the RabbitMQ at ``RABBITMQ_URL``. The runs go side by side, each
 prints its output when it ends, and the last line adds them up. With ``CI=true`` a server that
 cannot be reached is a failure.
+
+A test that cannot reach a database does the same whichever there is. Such tests run once, on
+SQLite, and are neither run nor counted on PostgreSQL, on MariaDB and with the ledger on Redis.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -25,18 +30,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from tests.settings import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
 REDIS_LEDGER_TESTS = [
+    "tests/batches",
     "tests/guard",
     "tests/service",
     "tests/test_middleware.py",
     "tests/test_decorators.py",
 ]
 USER_MODEL_TESTS = ["tests/models", "tests/admin", "tests/review", "tests/commands"]
+ONLY_DATABASE = {"AI_BUDGET_TEST_ONLY": "database"}
+"""The environment of a run that leaves what reaches no database to the first (``conftest``)."""
+LEFT_OUT = "left to the run on SQLite alone: {} that reach no database"
 RUN_TIMEOUT_SECONDS = 900
 NO_TESTS_COLLECTED = 5
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -62,6 +72,7 @@ class Result:
     passed: int = 0
     failed: int = 0
     skipped: int = 0
+    left_out: int = 0
     skip_reasons: Counter[str] = field(default_factory=Counter)
 
 
@@ -128,6 +139,17 @@ def redis_version() -> str:
         return f"Redis {client.info('server')['redis_version']}"
 
 
+def rabbitmq_version() -> str:
+    from kombu import Connection
+
+    with Connection(
+        os.environ.get("RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672//"), connect_timeout=3
+    ) as broker:
+        broker.ensure_connection(max_retries=0, timeout=3)
+        told: Any = broker.connection.server_properties
+        return f"RabbitMQ {told['version']}"
+
+
 def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
@@ -150,7 +172,8 @@ def plan(arguments: Sequence[str]) -> Plan:
             unreachable[name] = first_line(error)
         else:
             exercised.append(found)
-            runs.append(Run(name=found, environment={"AI_BUDGET_TEST_DB": backend}))
+            environment = {"AI_BUDGET_TEST_DB": backend, **ONLY_DATABASE}
+            runs.append(Run(name=found, environment=environment))
 
     variants = {
         "the model tests with a custom user model": Run(
@@ -170,9 +193,17 @@ def plan(arguments: Sequence[str]) -> Plan:
     else:
         variants["the guard's tests with the ledger on Redis"] = Run(
             name="SQLite, the ledger on Redis",
-            environment={"AI_BUDGET_TEST_DB": "sqlite", "AI_BUDGET_TEST_LEDGER": "redis"},
+            environment={
+                "AI_BUDGET_TEST_DB": "sqlite",
+                "AI_BUDGET_TEST_LEDGER": "redis",
+                **ONLY_DATABASE,
+            },
             paths=REDIS_LEDGER_TESTS,
         )
+    try:
+        exercised.append(rabbitmq_version())
+    except Exception as error:
+        unreachable["RabbitMQ"] = first_line(error)
     if any((ROOT / argument.split("::")[0]).exists() for argument in arguments):
         unused.update(dict.fromkeys(variants, "paths were given"))
     else:
@@ -226,6 +257,7 @@ def execute(run: Run, *, number: int, arguments: Sequence[str], reports: Path) -
         # A run that broke down before it could count is at least one failure.
         failed=failed if ok else max(failed, 1),
         skipped=skipped,
+        left_out=left_out(output),
         skip_reasons=skip_reasons,
     )
 
@@ -259,6 +291,12 @@ def counts(report: Path) -> tuple[int, int, int, Counter[str]]:
     return passed, failed, skipped, reasons
 
 
+def left_out(output: str) -> int:
+    """How many tests a run says that it left to the one on SQLite."""
+    found = re.search(LEFT_OUT.format(r"(\d+)"), output)
+    return int(found[1]) if found else 0
+
+
 def results(runs: Sequence[Run], arguments: Sequence[str]) -> Iterator[Result]:
     """Run everything side by side; yield each result as it comes."""
     with (
@@ -277,6 +315,8 @@ def results(runs: Sequence[Run], arguments: Sequence[str]) -> Iterator[Result]:
 
 
 def main(arguments: Sequence[str]) -> int:
+    # What a shell starts in the background ignores Ctrl-C, which some tests press, and `stop`.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     planned = plan(arguments)
     print(f"Running on {', '.join(run.name for run in planned.runs)} ...", flush=True)
 
@@ -290,6 +330,7 @@ def main(arguments: Sequence[str]) -> int:
         print(
             f"{'ok    ' if result.ok else 'FAILED'}  {result.name}: {result.passed} passed,"
             f" {result.failed} failed, {result.skipped} skipped"
+            + (f"; {LEFT_OUT.format(result.left_out)}" if result.left_out else "")
         )
     for reason, number in sum((r.skip_reasons for r in done), Counter[str]()).most_common():
         print(f"Skipped {number} x: {reason}")

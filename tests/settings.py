@@ -5,6 +5,7 @@
 ``AI_BUDGET_TEST_USER_MODEL``    ``custom`` for a user model keyed by UUID
 ``AI_BUDGET_TEST_AUTO_FIELD``    DEFAULT_AUTO_FIELD, for instance ``django.db.models.AutoField``
 ``AI_BUDGET_TEST_LEDGER``        ``redis`` for the ledger on Redis, at ``REDIS_URL``
+``AI_BUDGET_TEST_ONLY``          ``database`` to leave out the tests that reach no database
 
 The servers are found through ``PGHOST``, ``PGPORT``, ``PGUSER``, ``PGPASSWORD`` and through
 ``MARIADB_HOST``, ``MARIADB_PORT``, ``MARIADB_USER``, ``MARIADB_PASSWORD``.

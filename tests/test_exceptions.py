@@ -115,9 +115,23 @@ def test_calls_in_flight_only_saturate_it() -> None:
 
 def test_the_message_says_which_limit_and_all_of_its_numbers() -> None:
     assert str(BudgetExceeded(USED_UP)) == (
-        "The daily limit of feature:chat is used up: limit $5.0000, spent $4.9900, held $0.0050, "
-        "this call needs up to $0.0200; it resets at 2026-05-05 00:00 UTC."
+        "The daily limit of feature:chat has too little left: limit $5.0000, spent $4.9900, held "
+        "$0.0050, this call needs up to $0.0200; it resets at 2026-05-05 00:00 UTC."
     )
+
+
+def test_the_message_of_a_limit_that_is_used_up_says_so() -> None:
+    refusal = replace(USED_UP, spent=USED_UP.limit, held=0)
+
+    assert "limit of feature:chat is used up: " in str(BudgetExceeded(refusal))
+
+
+def test_the_message_of_a_batch_says_how_many_of_its_items_would_fit() -> None:
+    refusal = replace(USED_UP, items_fit=1_234)
+
+    message = str(BudgetExceeded(refusal))
+    assert "this batch needs up to $0.0200" in message
+    assert message.endswith(" 1,234 of its items would fit.")
 
 
 def test_the_message_of_a_saturated_limit_says_so() -> None:

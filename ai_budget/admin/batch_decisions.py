@@ -81,16 +81,16 @@ _CHOICES: Mapping[str, _Choice] = {
         done=gettext_lazy("The submission is sent again."),
         decide=verbs.send_again,
     ),
-    "give-up": _Choice(
-        title=gettext_lazy("Give it up"),
+    "release": _Choice(
+        title=gettext_lazy("Release it"),
         explanation=gettext_lazy(
             "Its items are canceled and what is held for them is released. If the API had it "
             "all the same, what it costs is booked nowhere. The items can be submitted again "
             "once the batch is finished."
         ),
-        button=gettext_lazy("Yes, give it up"),
-        done=gettext_lazy("The submission is given up, and what it held is released."),
-        decide=verbs.give_up,
+        button=gettext_lazy("Yes, release it"),
+        done=gettext_lazy("What the submission held is released."),
+        decide=verbs.release,
     ),
 }
 

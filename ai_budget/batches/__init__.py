@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ai_budget.batches.ending import tidy
 from ai_budget.batches.handing import Result, results
-from ai_budget.batches.resolving import accept, give_up, send_again
+from ai_budget.batches.resolving import accept, release, send_again
 from ai_budget.batches.steps import advance, due
 from ai_budget.batches.submitting import cancel, resubmit, submit_batch
 
@@ -19,7 +19,7 @@ __all__ = [
     "advance",
     "cancel",
     "due",
-    "give_up",
+    "release",
     "resubmit",
     "results",
     "send_again",

@@ -45,7 +45,7 @@ def tidy() -> None:
     _for_each(batches.filter(unmade), discard, failures)
     _for_each(still_open.filter(deadline__lt=now), partial(_give_up, now=now), failures)
     _for_each(still_open.exclude(Exists(worked_on)), finish_if_over, failures)
-    _for_each(untold.filter(touched_at__lte=now - LEASE), partial(_tell_again, now=now), failures)
+    _for_each(untold, partial(_tell_again, now=now), failures)
     try:
         _forget_texts(now)
     except Exception as error:

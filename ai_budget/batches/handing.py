@@ -157,7 +157,7 @@ def _result_of(item: BatchItem, message: Any, call: CallLog | None) -> Result:
 def callback_of(path: str) -> Any:
     """Return the callable of a dotted path; raises ``TypeError`` for what is none."""
     try:
-        found = import_string(path)
+        found = import_string(path) if isinstance(path, str) else None
     except ImportError:
         found = None
     if not callable(found):

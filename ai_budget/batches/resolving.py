@@ -48,7 +48,7 @@ def send_again(submission: BatchSubmission) -> None:
     _decide(submission, status=BatchSubmission.Status.WAITING, sent_at=None)
 
 
-def give_up(submission: BatchSubmission) -> None:
+def release(submission: BatchSubmission) -> None:
     """Release what is held for the submission: the API never had it, and it is not wanted now.
 
     If it did all the same, what that costs is not booked. Raises ``AIBudgetError`` where it is

@@ -58,7 +58,7 @@ MOST_TRIES = 8
 def due(*, most: int = 100) -> list[int]:
     """Return the ids of submissions that wait for a step, the longest first."""
     now = ledgers.current().now()
-    rows = submissions().filter(next_look_at__lte=now).order_by("next_look_at")
+    rows = submissions().filter(next_look_at__lte=now).order_by("next_look_at", "pk")
     found = rows.values_list("pk", flat=True)[:most]
     return retry(connections[conf.LEDGER_DATABASE], partial(list, found))
 

@@ -116,7 +116,7 @@ def _submit(
 
 def _ensure_key(key: str) -> None:
     if not isinstance(key, str) or not 0 < len(key) <= 200:
-        raise ValueError("idempotency_key is a text of at most 200 characters.")
+        raise ValueError("idempotency_key is a text of 1 to 200 characters.")
 
 
 def _asked(
@@ -126,7 +126,7 @@ def _asked(
     if isinstance(requests, (str, bytes)):
         raise TypeError("requests is a list of prompts, not one prompt.")
     if isinstance(requests, Mapping):
-        if "messages" in requests:
+        if requests.keys() & {"messages", "params"}:
             raise TypeError("requests is a list of requests, not the parameters of one.")
         requests = requests.items()
     elif isinstance(requests, QuerySet):
@@ -162,13 +162,13 @@ def _params(request: Any, shared: Mapping[str, Any], key: str) -> Mapping[str, A
     )
 
 
-def resubmit(batch: Batch) -> Batch:
+def resubmit(batch: Batch, *, allow_partial: bool = False) -> Batch:
     """Submit what was not answered of a batch once more, as a batch of its own.
 
-    Those are the items that are errored, canceled, expired or refused. Called again it returns
-    the same batch; what that one leaves unanswered is its own to submit once more. Raises what
-    ``submit_batch`` raises, and ``AIBudgetError`` where the batch is not over, or nothing of it
-    can be sent again.
+    Those are the items that are errored, canceled, expired or refused; with ``allow_partial`` as
+    many of them as fit. Called again it returns the same batch; what that one leaves unanswered
+    is its own to submit once more. Raises what ``submit_batch`` raises, and ``AIBudgetError``
+    where the batch is not over, or nothing of it can be sent again.
     """
     batch = fresh(batch)
     if batch.status != Batch.Status.FINISHED:
@@ -182,6 +182,7 @@ def resubmit(batch: Batch) -> Batch:
         charge_of(batch),
         chain([first], asked),
         around=around,
+        allow_partial=allow_partial,
         idempotency_key=f"resubmit {batch.call_id}",
         on_result=batch.on_result,
         resubmits=batch,

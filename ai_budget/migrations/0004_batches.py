@@ -69,7 +69,7 @@ class Migration(migrations.Migration):
                     models.CharField(
                         choices=[
                             ("preparing", "Preparing"),
-                            ("open", "In progress"),
+                            ("open", "Open"),
                             ("finished", "Finished"),
                         ],
                         db_index=True,
@@ -188,7 +188,7 @@ class Migration(migrations.Migration):
                             ("waiting", "Waiting to be sent"),
                             ("sending", "Being sent"),
                             ("uncertain", "Uncertain: sent, and nobody heard the answer"),
-                            ("sent", "In progress"),
+                            ("sent", "At the API"),
                             ("canceling", "Being canceled"),
                             ("ended", "Ended, results to be read"),
                             ("done", "Done"),

@@ -31,7 +31,7 @@ class Batch(models.Model):
 
     class Status(models.TextChoices):
         PREPARING = "preparing", _("Preparing")
-        OPEN = "open", _("In progress")
+        OPEN = "open", _("Open")
         FINISHED = "finished", _("Finished")
 
     call_id = models.UUIDField(_("call"), default=uuid.uuid4, unique=True, editable=False)
@@ -152,11 +152,11 @@ class Batch(models.Model):
 
         batches.cancel(self)
 
-    def resubmit(self) -> Batch:
+    def resubmit(self, *, allow_partial: bool = False) -> Batch:
         """Submit the items that were not answered once more, as a batch of their own."""
         from ai_budget import batches
 
-        return batches.resubmit(self)
+        return batches.resubmit(self, allow_partial=allow_partial)
 
 
 class BatchSubmission(models.Model):
@@ -170,7 +170,7 @@ class BatchSubmission(models.Model):
         WAITING = "waiting", _("Waiting to be sent")
         SENDING = "sending", _("Being sent")
         UNCERTAIN = "uncertain", _("Uncertain: sent, and nobody heard the answer")
-        SENT = "sent", _("In progress")
+        SENT = "sent", _("At the API")
         CANCELING = "canceling", _("Being canceled")
         ENDED = "ended", _("Ended, results to be read")
         DONE = "done", _("Done")

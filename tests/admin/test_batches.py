@@ -88,7 +88,7 @@ def test_a_row_says_how_far_a_batch_is_and_what_it_holds_and_spent(root: Client)
 
     batch = Batch.objects.get()
     assert row_text(root) == (
-        f"#{batch.pk} nightly anna In progress 1,000 of 2,000 items are over: 50 % "
+        f"#{batch.pk} nightly anna Open 1,000 of 2,000 items are over: 50 % "
         "1,000 of 2,000 1,000 open, 900 succeeded, 60 from the cache, 40 errored "
         "$3.5123 $2.5000 $0.8123 2026-10-15 12:00"
     )
@@ -120,7 +120,7 @@ def test_submissions_that_are_uncertain_are_pointed_out(root: Client) -> None:
     for number, status in enumerate(["done", "uncertain", "sent", "uncertain"]):
         BatchSubmissionFactory.create(batch=batch, number=number, status=status)
 
-    assert " In progress 2 uncertain " in row_text(root)
+    assert " Open 2 uncertain " in row_text(root)
 
 
 def test_queries_do_not_grow_with_the_batches(root: Client) -> None:
@@ -202,7 +202,7 @@ def test_submissions_are_shown_in_words(root: Client) -> None:
     text = text_of(detail(root, batch))
 
     assert "0 Waiting to be sent - 20,000 – 2026-10-15 12:00 3 HTTP 529" in text
-    assert "1 In progress (cancel requested) msgbatch_1 1 2026-10-15 12:00" in text
+    assert "1 At the API (cancel requested) msgbatch_1 1 2026-10-15 12:00" in text
 
 
 def test_each_state_leads_to_its_items(root: Client) -> None:
@@ -569,7 +569,7 @@ def test_an_uncertain_submission_is_explained_with_what_can_be_done(
     content = detail(root, submission.batch)
 
     assert "Submission 0 (items: 2) was sent at 2026-10-15 12:00" in content
-    for choice in ("accept", "send-again", "give-up"):
+    for choice in ("accept", "send-again", "release"):
         assert resolve_page(submission, choice) in content
 
 
@@ -622,7 +622,7 @@ def test_it_is_sent_again(root: Client, anthropic_api: AnthropicSimulator) -> No
 
 def test_it_is_given_up(root: Client, anthropic_api: AnthropicSimulator) -> None:
     submission = submit_unheard(anthropic_api, taken=False)
-    page = resolve_page(submission, "give-up")
+    page = resolve_page(submission, "release")
     assert Batch.objects.get().held_nanousd > 0
     root.get(page)
     assert BatchSubmission.objects.get().status == "uncertain"
@@ -637,7 +637,7 @@ def test_a_decision_that_came_too_late_is_told(
     root: Client, anthropic_api: AnthropicSimulator
 ) -> None:
     submission = submit_unheard(anthropic_api, taken=False)
-    batches.give_up(submission)
+    batches.release(submission)
 
     response = root.post(resolve_page(submission, "send-again"))
 
@@ -674,7 +674,7 @@ def pages() -> list[str]:
         *(page_of(batch, name) for name in ("change", "history", "cancel", "resubmit")),
         *(
             page_of(batch, f"submissions/0/{choice}")
-            for choice in ("accept", "send-again", "give-up")
+            for choice in ("accept", "send-again", "release")
         ),
     ]
 

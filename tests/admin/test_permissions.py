@@ -37,7 +37,7 @@ DECISIONS = {
     "resubmit": "add_batch",
     "submissions/0/accept": "change_batchsubmission",
     "submissions/0/send-again": "change_batchsubmission",
-    "submissions/0/give-up": "change_batchsubmission",
+    "submissions/0/release": "change_batchsubmission",
 }
 """The pages on which something is decided of a batch, each with the permission that it needs."""
 

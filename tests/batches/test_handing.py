@@ -17,6 +17,7 @@ from ai_budget.batches.steps import MOST_TRIES
 from ai_budget.exceptions import AIBudgetError
 from ai_budget.guard.batch.api import as_message
 from ai_budget.guard.batch.rows import LEASE
+from ai_budget.guard.charge import OpenCall
 from ai_budget.models import Batch, BatchItem, CallText
 from ai_budget.signals import batch_finished
 from ai_budget.testing import (
@@ -30,10 +31,12 @@ from ai_budget.testing import (
     Reply,
     override_budget,
 )
+from ai_budget.values import Kind
 from tests.batches.given import (
     FEATURE,
     HANDED,
     MINUTE,
+    MODEL,
     OVER,
     TAKE,
     assert_settled,
@@ -82,7 +85,9 @@ SOME_FAIL = f"{__name__}.fail_for_some"
 
 def ask_claude(result: batches.Result) -> None:
     HANDED.append(result)
-    ai_budget.ask(f"Translate: {result.text}", feature="translations")
+    messages: Any = [{"role": "user", "content": f"Translate: {result.text}"}]
+    client = ai_budget.client(feature="translations")
+    client.messages.create(model=MODEL, max_tokens=50, messages=messages)
 
 
 # Read -------------------------------------------------------------------------------------------
@@ -255,6 +260,24 @@ def test_a_callback_that_fails_is_called_again_with_what_it_did_not_take(
     assert_settled(batch, api)
 
 
+def test_a_batch_is_not_finished_before_its_last_result_is_taken(
+    api: AnthropicSimulator, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ai_budget.guard.batch.preparing.MOST_BYTES", 1)
+    FAILING.append("0")
+    batch = submit("one", "two", on_result=SOME_FAIL)
+    work()
+
+    later(clock)
+    assert statuses(batch) == ["succeeded"] * 2
+    assert [it.status for it in batch.submissions.order_by("number")] == ["ended", "done"]
+    assert now(batch).status == "open"
+    FAILING.clear()
+    later(clock)
+
+    assert_settled(batch, api)
+
+
 def test_a_callback_that_fails_on_and_on_is_given_up(
     api: AnthropicSimulator, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -329,8 +352,11 @@ def test_a_callback_that_is_no_more_holds_no_money_up(
 
 
 def test_a_callback_may_ask_claude_itself(api: AnthropicSimulator, clock: Clock) -> None:
-    batch = over(clock, "one", on_result=f"{__name__}.ask_claude")
+    """What it asks is a call of its own, whatever its worker is in the middle of."""
+    with OpenCall(kind=Kind.ASK) as call:
+        batch = over(clock, "one", on_result=f"{__name__}.ask_claude")
 
+    assert call.settled == []
     assert len(HANDED) == 1
     (asked,) = [it for it in api.billed if it.usage.get("service_tier") != "batch"]
     assert now(batch).spent_nanousd == ai_budget.price(

@@ -173,7 +173,7 @@ def test_what_is_not_wanted_any_more_is_released_at_once(
 ) -> None:
     batch = uncertain(api, on_result=TAKE)
 
-    batches.give_up(submission_of(batch))
+    batches.release(submission_of(batch))
 
     assert statuses(batch) == ["canceled"] * 3
     assert [it.status for it in HANDED] == ["canceled"] * 3
@@ -194,7 +194,7 @@ def test_what_is_not_wanted_is_never_sent_though_the_ledger_is_away(
     with monkeypatch.context() as patch:
         patch.setattr(ledger_of_the_run(), "settle_parts", away)
         with pytest.raises(LedgerUnavailable):
-            batches.give_up(submission_of(batch))
+            batches.release(submission_of(batch))
     later(clock)
 
     assert statuses(batch) == ["canceled"] * 3
@@ -205,7 +205,7 @@ def test_what_is_not_wanted_is_never_sent_though_the_ledger_is_away(
 # Whoever decides second -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decide", [batches.send_again, batches.give_up])
+@pytest.mark.parametrize("decide", [batches.send_again, batches.release])
 def test_what_is_not_uncertain_any_more_is_not_decided(
     api: AnthropicSimulator, clock: Clock, decide: Any
 ) -> None:

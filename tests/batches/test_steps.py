@@ -550,9 +550,9 @@ def test_lines_that_are_no_results_are_left_out(
     api: AnthropicSimulator, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = sent("one", "two")
-    parsed = batch_api._parsed
+    parsed = batch_api.parsed
     odd = iter([b"", b"null", b"[1]", b'{"custom_id"', b"\xff"])
-    monkeypatch.setattr(batch_api, "_parsed", lambda line: parsed(next(odd, line)))
+    monkeypatch.setattr(batch_api, "parsed", lambda line: parsed(next(odd, line)))
     api.batches.script("results", Results(times=4))
 
     later(clock)
@@ -574,7 +574,7 @@ def test_a_line_ends_where_a_line_of_json_does(api: AnthropicSimulator, clock: C
 def test_a_result_that_never_comes_is_held_until_the_deadline(
     api: AnthropicSimulator, clock: Clock
 ) -> None:
-    batch = sent("one", "two")
+    batch = sent("one", "two", on_result=TAKE)
     missing = items_of(batch)[0]
     api.batches.script("results", *[Results(omit=[missing.custom_id])] * 3)
 
@@ -584,6 +584,7 @@ def test_a_result_that_never_comes_is_held_until_the_deadline(
     later(clock, 2 * DAY)
 
     assert statuses(batch) == ["expired", "succeeded"]
+    assert [(it.key, it.status) for it in HANDED] == [("1", "succeeded"), ("0", "expired")]
     assert now(batch).status == "finished"
     booked = sum(call.cost_nanousd or 0 for call in calls_of(batch))
     assert now(batch).spent_nanousd == booked + missing.reserved_nanousd
@@ -837,7 +838,7 @@ def test_what_a_worker_hears_too_late_does_not_undo_a_decision(
     def slow(body: bytes) -> str:
         api_id = create(body)
         later(clock, OVER)
-        batches.give_up(submission_of(batch))
+        batches.release(submission_of(batch))
         return api_id
 
     with pytest.MonkeyPatch.context() as patch:

@@ -276,12 +276,12 @@ def test_a_batch_of_nothing_is_refused(api: AnthropicSimulator, requests: Any) -
     assert_nothing_left(api)
 
 
-@pytest.mark.parametrize("options", [{"on_result": "no.such.callable"}, {"on_result": "os.name"}])
+@pytest.mark.parametrize("callback", ["no.such.callable", "os.name", print])
 def test_a_callback_that_cannot_be_called_is_refused(
-    api: AnthropicSimulator, options: dict[str, Any]
+    api: AnthropicSimulator, callback: Any
 ) -> None:
     with pytest.raises(TypeError, match="callable"):
-        submit([PROMPT], **options)
+        submit([PROMPT], on_result=callback)
 
     assert_nothing_left(api)
 
@@ -586,7 +586,7 @@ def test_a_key_of_somebody_else_is_refused(api: AnthropicSimulator, user: Any) -
     submit([PROMPT], idempotency_key="key")
 
     for other in ({"user": user}, {"subject": "tenant"}, {"feature": "other"}):
-        with pytest.raises(ValueError, match="somebody else"):
+        with pytest.raises(ValueError, match="another feature, user or subject"):
             submit([PROMPT], idempotency_key="key", **other)
 
 

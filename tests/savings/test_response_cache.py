@@ -119,7 +119,15 @@ def redis(server: RedisServer) -> RedisServer:
 
 
 @pytest.fixture(
-    params=["locmem", "elsewhere", "file", "database", "django-redis", "json", "django"]
+    params=[
+        "locmem",
+        "elsewhere",
+        "file",
+        pytest.param("database", marks=pytest.mark.django_db),
+        "django-redis",
+        "json",
+        "django",
+    ]
 )
 def any_cache(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Each kind of cache, empty."""
@@ -133,7 +141,6 @@ def any_cache(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         file = "django.core.cache.backends.filebased.FileBasedCache"
         chosen = {"default": {"BACKEND": file, "LOCATION": str(tmp_path)}}
     elif kind == "database":
-        request.getfixturevalue("db")
         table = "django.core.cache.backends.db.DatabaseCache"
         chosen = {"default": {"BACKEND": table, "LOCATION": "answers"}}
     else:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import pytest
-from django.db import connection, transaction
-from django.test import TransactionTestCase
 
 from ai_budget import periods
 from ai_budget.testing import AnthropicSimulator
@@ -54,28 +51,6 @@ def api(
     """The local API, and the ledger of the test."""
     settings.AI_BUDGET = {**settings.AI_BUDGET, **ledger_settings}
     return anthropic_api
-
-
-@pytest.fixture(scope="module")
-def emptied_row_by_row() -> Iterator[None]:
-    """Delete what a test committed; the flush of a whole database takes longer than the tests."""
-    with mock.patch.object(TransactionTestCase, "_fixture_teardown", delete_rows):
-        yield
-
-
-def delete_rows(case: TransactionTestCase) -> None:
-    tables = set(connection.introspection.django_table_names(only_existing=True))
-    with (
-        transaction.atomic(),
-        connection.constraint_checks_disabled(),
-        connection.cursor() as cursor,
-    ):
-        for table in tables - KEPT_TABLES:
-            cursor.execute(f"DELETE FROM {connection.ops.quote_name(table)}")  # noqa: S608
-
-
-KEPT_TABLES = {"django_migrations", "django_content_type", "auth_permission"}
-"""What migrations fill."""
 
 
 @pytest.fixture

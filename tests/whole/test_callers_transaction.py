@@ -38,7 +38,7 @@ from tests.whole.calls import (
 
 pytestmark = [
     pytest.mark.django_db(transaction=True, databases=["default", "ledger"]),
-    pytest.mark.usefixtures("emptied_row_by_row", "known_alias"),
+    pytest.mark.usefixtures("known_alias"),
     pytest.mark.urls(__name__),
 ]
 

@@ -36,10 +36,7 @@ from tests.whole.calls import (
 from tests.whole.clocks import Clock
 from tests.whole.workers import Elsewhere
 
-pytestmark = [
-    pytest.mark.django_db(transaction=True),
-    pytest.mark.usefixtures("emptied_row_by_row"),
-]
+pytestmark = pytest.mark.django_db(transaction=True)
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
 MOMENT = timedelta(microseconds=1)

@@ -25,10 +25,7 @@ from tests.contention.redis_server import RedisServer
 from tests.factories import UserFactory
 from tests.guard.books import assert_balanced, wait_until
 
-pytestmark = [
-    pytest.mark.django_db(transaction=True),
-    pytest.mark.usefixtures("emptied_row_by_row"),
-]
+pytestmark = pytest.mark.django_db(transaction=True)
 
 with_one_ledger = pytest.mark.parametrize("ledger_settings", ["database"], indirect=True)
 
@@ -200,7 +197,7 @@ def test_where_the_worker_that_asks_is_killed_another_asks(
     alone = Crew([doomed], cache, settings.AI_BUDGET)
     alone.begin([1], lease=0.1)
     wait_until(lambda: api.requests)
-    crew.begin([2] * WORKERS, lease=0.1)
+    crew.begin([2] * WORKERS, lease=5)
 
     doomed.process.kill()
     said = crew.said()

@@ -34,6 +34,11 @@ ON_REDIS: dict[str, Any] = {
 SECOND_ALIAS: dict[str, Any] = {**SIMULATED, "LEDGER_DATABASE": "ledger"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def emptied_row_by_row() -> None:
+    """Not here: a project's tests are emptied as Django does it."""
+
+
 # The project -------------------------------------------------------------------------------------
 
 

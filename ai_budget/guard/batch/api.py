@@ -61,7 +61,7 @@ class Unheard(Exception):
 
 
 class Unavailable(Exception):
-    """The API cannot say what was asked of it now. ``gone`` says that it knows no such batch."""
+    """The API cannot say what was asked of it now. ``gone`` says that it never can."""
 
     def __init__(self, reason: str, *, gone: bool = False) -> None:
         super().__init__(reason)
@@ -112,6 +112,11 @@ def create(body: bytes) -> str:
     return created.id
 
 
+def may_have_taken(status: int) -> bool:
+    """Say whether the API may have made a batch, though it answered with an error."""
+    return status >= 500 and status not in _NOT_ACCEPTED
+
+
 def failure(error: APIError) -> Rejected | Unheard:
     """Return what an error of the SDK says of a submission: not taken, or not known."""
     import anthropic
@@ -121,7 +126,7 @@ def failure(error: APIError) -> Rejected | Unheard:
     name = type(error).__name__
     if isinstance(error, anthropic.APIStatusError):
         status = error.status_code
-        if status >= 500 and status not in _NOT_ACCEPTED:
+        if may_have_taken(status):
             return Unheard(f"HTTP {status}")
         later = status in _LATER or status in _NOT_ACCEPTED
         wait = error.response.headers.get("retry-after", "")
@@ -170,8 +175,8 @@ def results(api_id: str) -> Iterator[dict[str, Any]]:
         batches.with_streaming_response.results(api_id) as response,
     ):
         for line in _lines(response.iter_bytes()):
-            found = _parsed(line)
-            if isinstance(found, dict):
+            found = parsed(line)
+            if found is not None:
                 yield found
 
 
@@ -205,11 +210,13 @@ def _lines(data: Iterable[bytes]) -> Iterator[bytes]:
     yield rest
 
 
-def _parsed(line: bytes) -> Any:
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """Return one result of a batch; None for what is none, such as half a line."""
     try:
-        return json.loads(line)
-    except ValueError:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def as_message(found: Mapping[str, Any]) -> Message:

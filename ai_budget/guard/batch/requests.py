@@ -15,8 +15,12 @@ LONGEST_KEY = 200
 LARGEST_ITEM = 256 * 2**20 - 1_000
 """Bytes of the largest request that the API can take."""
 
-_PARAMETERS_OF_CALLS = frozenset({"extra_headers", "extra_query", "extra_body", "timeout", "betas"})
-"""Keywords of the SDK that are about one HTTP request, not about what it asks."""
+_PARAMETERS_OF_CALLS = frozenset(
+    # The SDK's, and those of ``ask``.
+    {"extra_headers", "extra_query", "extra_body", "timeout", "betas"}
+    | {"cache", "ttl", "route", "wait"}
+)
+"""Keywords that are about one call at once, not about what it asks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -80,7 +80,9 @@ def of_key(idempotency_key: str, charge: Charge) -> Batch | None:
     payer = (found.feature_id, found.user_id, found.subject)
     theirs = payer != (charge.feature, charge.user_id, charge.subject)
     if theirs or found.idempotency_key != idempotency_key:
-        raise ValueError("The idempotency key belongs to a batch of somebody else.")
+        raise ValueError(
+            "The idempotency key was used for a batch of another feature, user or subject."
+        )
     return found
 
 

@@ -14,6 +14,7 @@ from django.db import connections
 
 from ai_budget.conf import conf
 from ai_budget.exceptions import UnboundedCall
+from ai_budget.guard.batch.api import may_have_taken, parsed
 from ai_budget.guard.batch.opening import BatchOpening
 from ai_budget.guard.batch.requests import Asked
 from ai_budget.guard.batch.results import settle_results
@@ -34,7 +35,6 @@ _OF_A_BATCH = frozenset({"requests"})
 _OF_A_REQUEST = frozenset({"custom_id", "params"})
 """All that the API takes. What is added to it may cost something, until somebody classifies it."""
 
-_NOT_ACCEPTED = frozenset({503, 529})
 
 MOST_KEPT = 16 * 2**20
 """Bytes of results that are kept until they are booked; what is more is left to workers."""
@@ -87,7 +87,7 @@ class ClientBatch:
 
     def book_rejected(self, status: int, request_id: str) -> None:
         """Give everything back, unless the API may have made it before it failed."""
-        if status >= 500 and status not in _NOT_ACCEPTED:
+        if may_have_taken(status):
             self.book_lost(f"HTTP {status}")
         else:
             self.book_unsent(f"HTTP {status}")
@@ -143,7 +143,7 @@ class ResultsReader:
         """Read no further: workers will."""
 
     def _keep(self, line: bytes) -> None:
-        found = _parsed(line) if self._kept < MOST_KEPT else None
+        found = parsed(line) if self._kept < MOST_KEPT else None
         if found is not None:
             kept = line if conf.LOG_PROMPTS else json.dumps(_slim(found)).encode()
             self._lines.append(kept)
@@ -159,15 +159,6 @@ class ResultsReader:
         if submission is not None:
             for some in chunks(self._lines, ROWS_AT_ONCE):
                 settle_results(submission, [json.loads(line) for line in some])
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """Return one result; None for half a line."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _slim(line: dict[str, Any]) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def read(start: Callable[[], object], number: int) -> Taken:
     lines = 0
     for api_id in BatchSubmission.objects.values_list("api_id", flat=True):
         with watch:
-            lines += sum(1 for _ in api.results(api_id))
+            lines += sum(1 for _ in api.results(str(api_id)))
     return watch.taken(lines)
 
 

@@ -8,7 +8,8 @@ tests of the guard and of what stands on it with the ledger on Redis. Another re
 tests with a custom user model and another DEFAULT_AUTO_FIELD. Celery's tests talk to that Redis,
 and to the RabbitMQ at ``RABBITMQ_URL``. The runs go side by side, each
 prints its output when it ends, and the last line adds them up. With ``CI=true`` a server that
-cannot be reached is a failure.
+cannot be reached is a failure. ``AI_BUDGET_TEST_BREADTH=stores`` leaves to SQLite what is not about
+a store.
 
 A test that cannot reach a database does the same whichever there is. Such tests run once, on
 SQLite, and are neither run nor counted on PostgreSQL, on MariaDB and with the ledger on Redis.
@@ -43,6 +44,15 @@ REDIS_LEDGER_TESTS = [
     "tests/test_middleware.py",
     "tests/test_decorators.py",
 ]
+STORE_TESTS = [
+    "tests/batches",
+    "tests/commands",
+    "tests/guard",
+    "tests/ledger",
+    "tests/models",
+    "tests/whole",
+]
+"""What PostgreSQL and MariaDB run with ``AI_BUDGET_TEST_BREADTH=stores``: what is about a store."""
 USER_MODEL_TESTS = ["tests/models", "tests/admin", "tests/review", "tests/commands"]
 ONLY_DATABASE = {"AI_BUDGET_TEST_ONLY": "database"}
 """The environment of a run that leaves what reaches no database to the first (``conftest``)."""
@@ -161,6 +171,11 @@ def plan(arguments: Sequence[str]) -> Plan:
     unreachable: dict[str, str] = {}
     unused: dict[str, str] = {}
 
+    paths_given = any((ROOT / argument.split("::")[0]).exists() for argument in arguments)
+    stores_alone = os.environ.get("AI_BUDGET_TEST_BREADTH") == "stores" and not paths_given
+    store_tests = STORE_TESTS if stores_alone else []
+    if stores_alone:
+        unused["the tests of pages and verbs on PostgreSQL and MariaDB"] = "only their stores' were"
     databases: list[tuple[str, str, Callable[[], str]]] = [
         ("PostgreSQL", "postgresql", postgresql_version),
         ("MariaDB", "mariadb", mariadb_version),
@@ -173,7 +188,7 @@ def plan(arguments: Sequence[str]) -> Plan:
         else:
             exercised.append(found)
             environment = {"AI_BUDGET_TEST_DB": backend, **ONLY_DATABASE}
-            runs.append(Run(name=found, environment=environment))
+            runs.append(Run(name=found, environment=environment, paths=store_tests))
 
     variants = {
         "the model tests with a custom user model": Run(
@@ -204,7 +219,7 @@ def plan(arguments: Sequence[str]) -> Plan:
         exercised.append(rabbitmq_version())
     except Exception as error:
         unreachable["RabbitMQ"] = first_line(error)
-    if any((ROOT / argument.split("::")[0]).exists() for argument in arguments):
+    if paths_given:
         unused.update(dict.fromkeys(variants, "paths were given"))
     else:
         runs += variants.values()

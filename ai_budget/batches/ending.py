@@ -43,7 +43,8 @@ def tidy() -> None:
     untold = batches.filter(status=Batch.Status.FINISHED, told_at=None)
     failures: list[Exception] = []
     _for_each(batches.filter(unmade), discard, failures)
-    _for_each(still_open.filter(deadline__lt=now), partial(_give_up, now=now), failures)
+    overdue = still_open.filter(deadline__lt=now).exclude(Exists(_unseen()))
+    _for_each(overdue, partial(_give_up, now=now), failures)
     _for_each(still_open.exclude(Exists(worked_on)), finish_if_over, failures)
     _for_each(untold, partial(_tell_again, now=now), failures)
     try:
@@ -55,6 +56,21 @@ def tidy() -> None:
 
 
 _DONE = BatchSubmission.Status.DONE
+
+
+def _unseen() -> QuerySet[BatchSubmission]:
+    """Return submissions that nobody has looked after since the deadline of their batch.
+
+    Where no worker ran for long their results may lie ready.
+    """
+    at_the_api = [
+        BatchSubmission.Status.SENT,
+        BatchSubmission.Status.CANCELING,
+        BatchSubmission.Status.ENDED,
+    ]
+    return submissions().filter(
+        batch=OuterRef("pk"), status__in=at_the_api, next_look_at__lt=OuterRef("deadline")
+    )
 
 
 def _for_each(

@@ -119,7 +119,7 @@ class _Elsewhere:
         self._submission, self._places = submission, {}
         self._file = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - see close()
         try:
-            for line in api.results(submission.api_id):
+            for line in api.results(str(submission.api_id)):
                 result = line.get("result")
                 message = result.get("message") if isinstance(result, Mapping) else None
                 self._places[str(line.get("custom_id"))] = self._file.tell()

@@ -19,12 +19,15 @@ from ai_budget.batches.ending import finish_if_over
 from ai_budget.batches.handing import hand_results
 from ai_budget.batches.rows import NotMine, in_order, stay, submissions, update
 from ai_budget.conf import conf
+from ai_budget.exceptions import FeatureDisabled, LedgerUnavailable
 from ai_budget.guard.batch import api
-from ai_budget.guard.batch.results import close_items, settle_results
+from ai_budget.guard.batch.results import charge_of, close_items, settle_results
 from ai_budget.guard.batch.rows import LEASE, ROWS_AT_ONCE
+from ai_budget.guard.rules import read_rules
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.connection import patient_transaction, retry
 from ai_budget.models import BatchItem, BatchSubmission, CallText
+from ai_budget.policy.limits import ensure_enabled
 
 log = logging.getLogger("ai_budget")
 
@@ -173,7 +176,11 @@ def _send(submission: BatchSubmission, now: datetime) -> timedelta | None:
     if submission.cancel_requested:
         _release(submission, BatchItem.Status.CANCELED, "")
         return None
+    if not _is_enabled(submission, now):
+        return _note_failure(submission, "the feature is paused", now)
     body = _body(submission)
+    if body is None:
+        return None
     if not _mark(submission):
         return timedelta()  # it was canceled meanwhile
     try:
@@ -192,10 +199,24 @@ def _send(submission: BatchSubmission, now: datetime) -> timedelta | None:
     return FIRST_LOOK
 
 
-def _body(submission: BatchSubmission) -> bytes:
-    """Return the JSON of a submission, put together from the texts as they were kept."""
+def _is_enabled(submission: BatchSubmission, now: datetime) -> bool:
+    """Say whether the budgets that pay for it let anything be sent just now."""
+    try:
+        ensure_enabled(read_rules(charge_of(submission.batch), at=now))
+    except FeatureDisabled:
+        return False
+    return True
+
+
+def _body(submission: BatchSubmission) -> bytes | None:
+    """Return the JSON of what is open of a submission, put together from the texts as kept.
+
+    None where nothing is.
+    """
     alias = conf.LEDGER_DATABASE
-    items = BatchItem.objects.using(alias).filter(submission=submission)
+    items = BatchItem.objects.using(alias).filter(
+        submission=submission, status=BatchItem.Status.OPEN
+    )
     parts: list[bytes] = []
     for some in in_order(items):
         texts = CallText.objects.using(alias).in_bulk([item.call_id for item in some])
@@ -203,7 +224,7 @@ def _body(submission: BatchSubmission) -> bytes:
             head = json.dumps(item.custom_id)
             request = texts[item.call_id].request
             parts.append(f'{{"custom_id":{head},"params":{request}}}'.encode())
-    return b'{"requests":[' + b",".join(parts) + b"]}"
+    return b'{"requests":[' + b",".join(parts) + b"]}" if parts else None
 
 
 def _mark(submission: BatchSubmission) -> bool:
@@ -242,7 +263,7 @@ def _record(submission: BatchSubmission, status: BatchSubmission.Status, **value
     undecided = BatchSubmission.objects.using(alias).filter(
         pk=submission.pk,
         sent_at=submission.sent_at,
-        api_id="",
+        api_id=None,
         status__in=[BatchSubmission.Status.SENDING, BatchSubmission.Status.UNCERTAIN],
     )
     values |= {"status": status, "next_look_at": ledgers.current().now() + LEASE}
@@ -285,11 +306,21 @@ def _find(submission: BatchSubmission, now: datetime) -> timedelta | None:
         may_be_there = may_be_there or found is None
     if may_be_there:
         return _pace(submission, now)
-    if now > sent_at + NEVER_TAKEN_AFTER:
+    if now > sent_at + NEVER_TAKEN_AFTER and _was_sent_here(submission):
         # A list that shows it no more, a day after it would have ended, never had it.
         _release(submission, BatchItem.Status.EXPIRED, "never accepted")
         return None
-    return LONGEST_RETRY
+    return _late_look(submission, now) if _is_given_up(submission, now) else LONGEST_RETRY
+
+
+def _was_sent_here(submission: BatchSubmission) -> bool:
+    """Say whether a worker sent it, with the key that lists are read with.
+
+    A guarded client may have another one, whose batches no list here shows.
+    """
+    ours = f"{submission.batch.call_id.hex}-"
+    items = BatchItem.objects.using(conf.LEDGER_DATABASE).filter(submission=submission)
+    return items.filter(custom_id__startswith=ours).exists()
 
 
 def _candidates(submission: BatchSubmission, sent_at: datetime) -> list[api.ApiBatch]:
@@ -321,7 +352,14 @@ def is_of(submission: BatchSubmission, api_id: str) -> bool | None:
 
 def _adopt(submission: BatchSubmission, api_id: str) -> timedelta:
     """Take a batch of the API for an uncertain submission; return when to look after it."""
-    update(submission, status=BatchSubmission.Status.SENT, api_id=api_id, tries=0, error="")
+    taken = {"status": BatchSubmission.Status.SENT, "api_id": api_id, "tries": 0, "error": ""}
+    try:
+        update(submission, **taken)
+    except LedgerUnavailable:
+        # Another submission with the same ids may have it by now: a client's that was repeated.
+        if BatchSubmission.objects.using(conf.LEDGER_DATABASE).filter(api_id=api_id).exists():
+            raise NotMine from None
+        raise
     return timedelta()
 
 
@@ -330,13 +368,13 @@ def _adopt(submission: BatchSubmission, api_id: str) -> timedelta:
 
 def _look(submission: BatchSubmission, now: datetime) -> timedelta | None:
     """Ask how a submission stands, and read its results once it has ended."""
-    told = api.retrieve(submission.api_id)
+    told = api.retrieve(str(submission.api_id))
     if told.ended:
         at = ledgers.current().now()
         update(submission, status=BatchSubmission.Status.ENDED, ended_at=at, tries=0, error="")
         return _collect(submission, now)
     if submission.cancel_requested and submission.status == BatchSubmission.Status.SENT:
-        api.cancel(submission.api_id)
+        api.cancel(told.id)
         update(submission, status=BatchSubmission.Status.CANCELING)
     _note_success(submission)
     return _pace(submission, now)

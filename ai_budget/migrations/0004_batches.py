@@ -201,7 +201,11 @@ class Migration(migrations.Migration):
                 (
                     "api_id",
                     models.CharField(
-                        blank=True, db_index=True, max_length=128, verbose_name="id at the API"
+                        blank=True,
+                        max_length=128,
+                        null=True,
+                        unique=True,
+                        verbose_name="id at the API",
                     ),
                 ),
                 ("items_count", models.PositiveIntegerField(default=0, verbose_name="items")),

@@ -180,7 +180,7 @@ class BatchSubmission(models.Model):
     )
     number = models.PositiveIntegerField(_("number"))
     status = models.CharField(_("status"), max_length=9, choices=Status, default=Status.WAITING)
-    api_id = models.CharField(_("id at the API"), max_length=128, blank=True, db_index=True)
+    api_id = _KeyField(_("id at the API"), max_length=128, null=True, blank=True, unique=True)
     items_count = models.PositiveIntegerField(_("items"), default=0)
     request_bytes = models.PositiveBigIntegerField(_("bytes"), default=0)
     cancel_requested = models.BooleanField(_("cancel requested"), default=False)

@@ -44,7 +44,11 @@ class BatchSubmissionFactory(DjangoModelFactory[BatchSubmission]):
     number = 0
     status = BatchSubmission.Status.SENT
     api_id = LazyAttribute(
-        lambda it: "" if it.status in {"waiting", "uncertain"} else f"msgbatch_{it.batch.pk:04d}"
+        lambda it: (
+            None
+            if it.status in {"waiting", "uncertain"}
+            else f"msgbatch_{it.batch.pk:04d}{it.number:02d}"
+        )
     )
     items_count = 1
     sent_at = LazyFunction(periods.now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -83,7 +84,12 @@ def call(task: Task[[], None], app: Celery) -> None:
 
 @contextmanager
 def used(app: Celery) -> Iterator[Celery]:
-    """Have an app be the site's own inside the block, in every thread."""
+    """Have an app be the site's own inside the block, in every thread.
+
+    A worker that is started in it sets the level of the root logger, and leaves it so.
+    """
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
     proxy: Any = celery.current_app
     before = proxy._get_current_object()
     app.set_current()
@@ -94,6 +100,8 @@ def used(app: Celery) -> Iterator[Celery]:
         before.set_current()
         before.set_default()
         app.close()
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def in_memory() -> Broker:

@@ -88,7 +88,7 @@ def assert_done_once(batch: Batch, api: AnthropicSimulator) -> None:
     batch.refresh_from_db()
     submissions = list(batch.submissions.all())
     assert {it.status for it in submissions} == {"done"}
-    assert sorted(it.api_id for it in submissions) == sorted(api.batches.ids)
+    assert sorted(str(it.api_id) for it in submissions) == sorted(api.batches.ids)
     items = list(BatchItem.objects.filter(batch=batch))
     assert {it.status for it in items} == {"succeeded"}
     calls = CallLog.objects.exclude(call_id=batch.call_id)

@@ -403,6 +403,8 @@ def test_a_batch_that_cannot_be_given_up_holds_no_other_up(
     api.batches.pace = Pace.never()
     other, stuck = sent(), sent()  # the newest comes first
     clock.at += DEADLINE + MINUTE
+    for submission_id in batches.due():
+        batches.advance(submission_id)
     book = results.book_overdue
 
     def fail(batch: Batch) -> None:
@@ -419,6 +421,21 @@ def test_a_batch_that_cannot_be_given_up_holds_no_other_up(
     batches.tidy()
     assert now(stuck).status == "finished"
     assert_counted(stuck)
+
+
+def test_what_nobody_has_looked_after_since_the_deadline_is_not_given_up(
+    api: AnthropicSimulator, clock: Clock
+) -> None:
+    """Its results may lie ready, where no worker ran for days."""
+    batch = sent("one", "two")
+    clock.at += DEADLINE + MINUTE
+
+    batches.tidy()
+    assert now(batch).status == "open"
+
+    work()
+    assert (now(batch).status, now(batch).succeeded) == ("finished", 2)
+    assert_settled(batch, api)
 
 
 def test_texts_are_forgotten_though_batches_fail(

@@ -193,9 +193,11 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def read_results_once_more(self) -> None:
-        for submission in BatchSubmission.objects.exclude(api_id="").select_related("batch"):
+        for submission in BatchSubmission.objects.exclude(api_id=None).select_related("batch"):
             with suppress(api_of_batches.Unavailable):
-                results.settle_results(submission, list(api_of_batches.results(submission.api_id)))
+                results.settle_results(
+                    submission, list(api_of_batches.results(str(submission.api_id)))
+                )
 
     # The API
 

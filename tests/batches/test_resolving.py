@@ -107,7 +107,7 @@ def test_a_batch_with_other_items_is_not_taken(api: AnthropicSimulator, clock: C
         with pytest.raises(AIBudgetError, match=why):
             batches.accept(submission_of(batch), api_id)
 
-    assert (submission_of(batch).status, submission_of(batch).api_id) == ("uncertain", "")
+    assert (submission_of(batch).status, submission_of(batch).api_id) == ("uncertain", None)
 
 
 def test_a_batch_of_another_submission_is_not_taken(api: AnthropicSimulator, clock: Clock) -> None:
@@ -115,7 +115,7 @@ def test_a_batch_of_another_submission_is_not_taken(api: AnthropicSimulator, clo
     batch = uncertain(api)
 
     with pytest.raises(AIBudgetError, match="belongs to another submission"):
-        batches.accept(submission_of(batch), submission_of(other).api_id)
+        batches.accept(submission_of(batch), str(submission_of(other).api_id))
 
     assert submission_of(batch).status == "uncertain"
 

@@ -111,7 +111,7 @@ def test_results_that_many_book_at_once_are_booked_once(
     api.batches.enqueue(*OUTCOMES)
     batch = sent(*"12345")
     submission = submission_of(batch)
-    lines = list(api_of_batches.results(submission.api_id))
+    lines = list(api_of_batches.results(str(submission.api_id)))
 
     booked = together([lambda: results.settle_results(submission, lines)] * WORKERS)
 
@@ -124,7 +124,7 @@ def test_giving_up_and_reading_at_once_books_once(api: AnthropicSimulator, clock
     api.batches.enqueue(*OUTCOMES)
     batch = sent(*"12345")
     submission = submission_of(batch)
-    lines = list(api_of_batches.results(submission.api_id))
+    lines = list(api_of_batches.results(str(submission.api_id)))
     clock.at += 2 * DAY + MINUTE
 
     def settle() -> None:
@@ -259,6 +259,7 @@ def test_a_worker_that_dies_anywhere_while_it_gives_up_books_nothing_twice(
         batch = prepared(api)
         work()
         clock.at += 2 * DAY + MINUTE
+        batches.advance(submission_of(batch).pk)
         died = killed_at(number, batches.tidy)
         batches.tidy()
         assert now(batch).spent_nanousd == batch.reserved_nanousd

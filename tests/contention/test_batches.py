@@ -94,7 +94,7 @@ def test_a_worker_that_is_killed_at_any_point_of_a_batch_leaves_the_rest_to_othe
         made.append(submit(PROMPTS[:3]))
 
     for _ended in each_point_of(
-        workers, work.die_at, batch_work.go_through, 2, every=5, before=begin
+        workers, work.die_at, batch_work.go_through, 2, every=11, before=begin
     ):
         go_on(made[-1])
         assert_done_once(made[-1], api)

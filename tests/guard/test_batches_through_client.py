@@ -368,7 +368,7 @@ def test_what_nobody_heard_of_is_held_and_uncertain(
     with pytest.raises(anthropic.APIError):
         create(client.with_options(max_retries=0, timeout=0.2), "a", "b")
 
-    assert (submission().status, submission().api_id) == ("uncertain", "")
+    assert (submission().status, submission().api_id) == ("uncertain", None)
     assert submission().error != ""
     assert site().held_nanousd == submission().batch.held_nanousd > 0
 

@@ -20,7 +20,7 @@ from anthropic.types.beta import message_create_params as beta_message_create_pa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ai_budget.guard.endpoints import ENDPOINTS, FREE, PRICED, UNPRICED, classify, normalize
+from ai_budget.guard.endpoints import BATCH, ENDPOINTS, FREE, PRICED, UNPRICED, classify, normalize
 from ai_budget.pricing.bound import BLOCKS, CLIENT_TOOLS, PARAMETERS, SERVER_TOOLS
 from ai_budget.pricing.usage import FIELDS, ITERATION_TYPES, SERVICE_TIERS, SPEEDS
 
@@ -310,7 +310,20 @@ def test_every_way_to_write_the_address_of_messages_is_priced(method: str, url: 
     [
         "/v1/messages/batches",
         "/v1/messages/batches/",
+        "/v1/messages/batches?beta=true",
         "/v1/messages/count_tokens/../batches",
+    ],
+)
+def test_every_way_to_write_the_address_of_batches_is_a_batch(url: str) -> None:
+    assert classify("POST", url) == BATCH
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/v1/sessions",
+        "/v1/sessions/",
+        "/v1/agents/../sessions",
         "/v1/sessions/sesn_1/events?beta=true",
         "/v1/sessions/sesn_1/../sesn_2/events",
     ],

@@ -39,7 +39,15 @@ from ai_budget.guard.batch.requests import (
     plain,
     to_json,
 )
-from ai_budget.guard.batch.rows import LEASE, ROWS_AT_ONCE, attempt_of, chunks, discard, of_key
+from ai_budget.guard.batch.rows import (
+    LEASE,
+    ROWS_AT_ONCE,
+    attempt_of,
+    chunks,
+    discard,
+    of_key,
+    release,
+)
 from ai_budget.guard.deciding import Decision, Outgoing, completed, decide
 from ai_budget.guard.refusals import count_refusal
 from ai_budget.guard.rules import read_rules
@@ -228,7 +236,8 @@ class BatchOpening:
         item.decision = _joined(decision.notes)
         item.reserved_nanousd = decision.bound.nanousd
         self._prepared.send(item, text, size=size)
-        self._rates.setdefault(model, decision.rates.reference)
+        if self._rates.setdefault(model, decision.rates.reference) != decision.rates.reference:
+            raise AIBudgetError(f"The prices of {model} have changed meanwhile: submit it again.")
         self._models.add(model)
         self._holds.append(decision.bound.nanousd)
         return body
@@ -295,7 +304,7 @@ class BatchOpening:
                     raise
                 self.discard()
                 return other
-            if not self._open(chosen, at=at, sending=sending):
+            if not self._open_or_release(reservation, chosen, at=at, sending=sending):
                 other = self._other()
                 if other is None:
                     raise LedgerUnavailable(
@@ -336,6 +345,19 @@ class BatchOpening:
                     count = len(fit) + len(self._hits)
                     raise type(error)(replace(error.refusal, items_fit=count)) from None
                 chosen = fit
+
+    def _open_or_release(
+        self, reservation: Reservation | None, chosen: Sequence[int], *, at: datetime, sending: bool
+    ) -> bool:
+        try:
+            return self._open(chosen, at=at, sending=sending)
+        except LedgerUnavailable:
+            raise  # it may be open, or the tick gives it up
+        except AIBudgetError:
+            # Given up before it was reserved: nobody else knows that there is something to release.
+            if reservation is not None:
+                release(self._ledger, reservation.id)
+            raise
 
     def _attempt(self, chosen: Sequence[int], at: datetime) -> Attempt:
         """Return the row that holds what the open items may cost."""
@@ -388,7 +410,7 @@ class BatchOpening:
             for places in chunks(self._hits, ROWS_AT_ONCE):
                 parts = [self._part(item, at) for item in items.filter(position__in=places)]
                 if reservation is not None and counts:
-                    self._ledger.settle_parts(reservation.id, partial(_all_of, parts))
+                    self._ledger.settle_parts(reservation.id, partial(_unbooked, parts))
                     continue
                 for part in parts:
                     self._ledger.record(part.attempt, part.settlement)
@@ -427,8 +449,12 @@ class _Remembered:
         return {key: self._known[key] for key in wanted}
 
 
-def _all_of(parts: list[Part], row: CallLog) -> list[Part]:
-    return parts
+def _unbooked(parts: list[Part], row: CallLog) -> list[Part]:
+    """Return those without a row: the connection may have broken after they were booked."""
+    rows = CallLog.objects.using(conf.LEDGER_DATABASE)
+    known = rows.filter(call_id__in=[part.attempt.call_id for part in parts])
+    booked = set(known.values_list("call_id", flat=True))
+    return [part for part in parts if part.attempt.call_id not in booked]
 
 
 def _joined(notes: Iterable[str]) -> str:

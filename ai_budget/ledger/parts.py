@@ -92,6 +92,7 @@ def book_parts(
         rows = journal(connection)
         rows.write_many(cursor, rows.prepare_parts(row, billed, now))
         _take_from(connection, chunk, now)
+        rows.mark(cursor, row.pk)
     return chunk
 
 

@@ -7,6 +7,14 @@ from ai_budget.models.budgets import DowngradeRung, FeatureBudget, LimitOverride
 from ai_budget.models.calls import CallLog
 from ai_budget.models.prices import ModelRate
 from ai_budget.models.texts import CallText
+from ai_budget.models.totals import (
+    DayTotal,
+    QuarterTotal,
+    SubjectTotal,
+    TotalMark,
+    TotalState,
+    UserTotal,
+)
 from ai_budget.models.windows import RateBucket, SpendWindow
 
 __all__ = [
@@ -15,11 +23,17 @@ __all__ = [
     "BatchSubmission",
     "CallLog",
     "CallText",
+    "DayTotal",
     "DowngradeRung",
     "FeatureBudget",
     "LimitOverride",
     "ModelRate",
+    "QuarterTotal",
     "RateBucket",
     "SpendWindow",
+    "SubjectTotal",
+    "TotalMark",
+    "TotalState",
     "UserQuota",
+    "UserTotal",
 ]

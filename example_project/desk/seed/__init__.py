@@ -6,11 +6,13 @@ of its tokens, limits refuse, rungs downgrade, and each balance is the sum of it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from django.db import transaction
 
-from ai_budget.models import CallLog, FeatureBudget, SpendWindow
+from ai_budget.models import CallLog, FeatureBudget, SpendWindow, TotalMark
+from ai_budget.review import rollups
 from example_project.desk.seed.budgets import CATEGORY, create_budgets
 from example_project.desk.seed.people import create_people
 from example_project.desk.seed.traffic import simulate
@@ -32,4 +34,14 @@ def seed(*, now: datetime) -> bool:
         month = simulate(people, now=now)
         CallLog.objects.bulk_create(month.calls, batch_size=_BATCH)
         SpendWindow.objects.bulk_create(month.books.windows(), batch_size=_BATCH)
+        TotalMark.objects.bulk_create(_marks(month.calls), batch_size=_BATCH)
+    rollups.add_up()
     return True
+
+
+def _marks(calls: Iterable[CallLog]) -> list[TotalMark]:
+    """Return what the ledger leaves behind where it books calls."""
+    return [
+        TotalMark(reserved_at=it.reserved_at, day=it.day, user_id=it.user_id, subject=it.subject)
+        for it in calls
+    ]

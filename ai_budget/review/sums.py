@@ -1,0 +1,474 @@
+"""What calls add up to, exact to the last one: the totals, and the calls that are not in them yet.
+
+A figure is the sum of whole days' totals, of quarter-hours' where a range begins or ends within a
+day, less what the totals say of quarter-hours that are marked as changed, plus the calls of those
+themselves, plus what is in flight. All of it is read as it was at one moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from datetime import date, datetime
+from functools import cached_property
+from typing import Any, Self
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Max, Min, Q, QuerySet, Sum
+from django.db.models.fields.json import KeyTextTransform
+from django.db.models.lookups import Exact
+
+from ai_budget import periods
+from ai_budget.conf import conf
+from ai_budget.ledger.connection import one_moment
+from ai_budget.models import (
+    CallLog,
+    DayTotal,
+    QuarterTotal,
+    SubjectTotal,
+    TotalMark,
+    TotalState,
+    UserTotal,
+)
+from ai_budget.models.totals import STATE
+from ai_budget.review.cover import Cover, cover_of, joined
+from ai_budget.review.measures import (
+    ALIKE,
+    HELD,
+    MEASURES,
+    PAID,
+    QUARTER,
+    QuarterNumber,
+    quarter_start,
+)
+from ai_budget.review.spans import Span
+from ai_budget.review.spenders import CallerFigures, Callers, caller_changes
+from ai_budget.values import SITE, Kind, Status
+
+DAY = "day"
+"""The column of a figure's day, besides those that totals tell apart."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figures:
+    """What calls add up to. Amounts are nano-dollars.
+
+    ``calls`` are what quotas count: the counted attempts that were paid for or are in flight, and
+    the answers from the cache. ``attempts`` are requests to the API, ``answers`` everything but
+    what was released or only helped another call. ``spend`` is the cost of ``settled`` and
+    ``estimated`` attempts; what is in flight is ``held``. Tokens are those that were paid for.
+    Of the settled attempts ``cut`` ended at their ``max_tokens``, and ``roomy`` used less than
+    half of them.
+    """
+
+    attempts: int = 0
+    answers: int = 0
+    calls: int = 0
+    cached: int = 0
+    looked_up: int = 0
+    paid_calls: int = 0
+    paid_attempts: int = 0
+    settled_attempts: int = 0
+    in_flight: int = 0
+    spend_nanousd: int = 0
+    settled_nanousd: int = 0
+    estimated_nanousd: int = 0
+    held_nanousd: int = 0
+    saved_nanousd: int = 0
+    input_tokens: int = 0
+    cache_write_5m_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    cache_read_tokens: int = 0
+    output_tokens: int = 0
+    thinking_tokens: int = 0
+    web_searches: int = 0
+    max_tokens: int = 0
+    cut: int = 0
+    roomy: int = 0
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{name: getattr(self, name) + getattr(other, name) for name in _FIELDS})
+
+    def __sub__(self, other: Self) -> Self:
+        return type(self)(**{name: getattr(self, name) - getattr(other, name) for name in _FIELDS})
+
+    @property
+    def prompt_tokens(self) -> int:
+        """All tokens of the prompts, from the cache or not."""
+        return (
+            self.input_tokens
+            + self.cache_write_5m_tokens
+            + self.cache_write_1h_tokens
+            + self.cache_read_tokens
+        )
+
+
+_FIELDS = tuple(it.name for it in fields(Figures))
+
+
+@contextmanager
+def reading(using: str | None = None) -> Iterator[Reading]:
+    """Read figures as they were at one moment.
+
+    Inside a transaction of the caller's the moment is as exact as that one keeps it. Ask a
+    ledger for live balances outside of this.
+    """
+    connection = connections[using or conf.LEDGER_DATABASE]
+    if connection.in_atomic_block:
+        yield Reading(connection)
+        return
+    with one_moment(connection):
+        yield Reading(connection)
+
+
+class Reading:
+    """Figures of any span. What is not in the totals yet is read once, when it is first needed."""
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.alias = connection.alias
+        self.zone = conf.TIME_ZONE
+        self.now = periods.now()
+        self._caller_changes: dict[Any, Mapping[tuple[date, Any], CallerFigures]] = {}
+
+    def total(self, span: Span) -> Figures:
+        """Return what all calls of a span add up to."""
+        return self.by(span).get((), Figures())
+
+    def by(self, span: Span, *columns: str) -> dict[tuple[Any, ...], Figures]:
+        """Return figures by the values of columns: "day", or any that totals tell apart.
+
+        A span of one user or tag is read from the calls themselves; there a day is the one that
+        the call counts in.
+        """
+        sums: dict[tuple[Any, ...], list[int]] = {}
+        for source in self._sources(span):
+            for key, row in source.grouped(columns):
+                total = sums.get(key)
+                if total is None:
+                    sums[key] = row
+                else:
+                    sums[key] = [a + b for a, b in zip(total, row, strict=True)]
+        return {
+            key: Figures(**dict(zip(_FIELDS, row, strict=True)))
+            for key, row in sums.items()
+            if any(row)
+        }
+
+    def spend(self, span: Span, *columns: str) -> dict[tuple[Any, ...], int]:
+        """Return the nano-dollars that were spent, by columns; quicker than all figures."""
+        spent: dict[tuple[Any, ...], int] = {}
+        for source in self._sources(span, in_flight=False):
+            for key, cost in source.spend(columns):
+                spent[key] = spent.get(key, 0) + cost
+        return {key: cost for key, cost in spent.items() if cost}
+
+    def quarters(
+        self, spans: Iterable[tuple[datetime, datetime]], *, feature: str = SITE
+    ) -> dict[tuple[datetime, str], int]:
+        """Return the nano-dollars that features spent, by the start of quarter-hours.
+
+        The ranges begin and end at quarter-hours.
+        """
+        among, own = Q(pk__in=()), _of_feature(feature)
+        spans = list(spans)
+        for since, until in spans:
+            among |= Q(start__gte=since, start__lt=until)
+        rows = QuarterTotal.objects.using(self.alias).filter(among, PAID, own).order_by()
+        found = rows.values_list("start", "feature").annotate(cost=Sum("cost_nanousd"))
+        spent = {(start, name): int(cost) for start, name, cost in found}
+        for cell in self._changed:
+            if cell.is_of(feature) and any(since <= cell.at < until for since, until in spans):
+                key = (cell.at, cell.alike[_FEATURE])
+                spent[key] = spent.get(key, 0) + cell.row[_SPEND]
+        return {key: cost for key, cost in spent.items() if cost}
+
+    # Callers
+
+    def users(self, span: Span, *, top: int) -> list[tuple[Any, CallerFigures]]:
+        """Return the users that spent most, by their primary keys, the dearest first."""
+        return Callers(self, span, UserTotal).top(top)
+
+    def subjects(self, span: Span, *, top: int) -> list[tuple[str, CallerFigures]]:
+        """Return the subjects that spent most, the dearest first."""
+        return Callers(self, span, SubjectTotal).top(top)
+
+    def active_users(self, span: Span) -> tuple[int, int]:
+        """Return how many users made any call, and the nano-dollars that they spent together."""
+        return Callers(self, span, UserTotal).active()
+
+    def caller_changes(
+        self, table: type[UserTotal | SubjectTotal]
+    ) -> Mapping[tuple[date, Any], CallerFigures]:
+        """Return what the totals do not say of callers' days yet."""
+        found = self._caller_changes.get(table)
+        if found is None:
+            found = self._caller_changes[table] = caller_changes(self, table)
+        return found
+
+    # What is not in the totals yet
+
+    @property
+    def behind(self) -> int:
+        """How many quarter-hours are marked as changed, and read from their calls."""
+        return len(self._marked)
+
+    @cached_property
+    def state(self) -> TotalState:
+        """Whose days the totals are, and up to when calls were purged."""
+        states = TotalState.objects.using(self.alias)
+        return states.filter(pk=STATE).first() or TotalState(pk=STATE)
+
+    @property
+    def calls(self) -> QuerySet[CallLog]:
+        """All calls but those that a purge is deleting: their sums are all there is of them."""
+        calls = CallLog.objects.using(self.alias).order_by()
+        purged = self.state.purged_before
+        return calls if purged is None else calls.filter(Q(reserved_at__gte=purged) | HELD)
+
+    @cached_property
+    def _marked(self) -> list[datetime]:
+        """The quarter-hours whose totals are not what their calls add up to, in order."""
+        marks = TotalMark.objects.using(self.alias).order_by()
+        numbers = marks.values_list(QuarterNumber("reserved_at"), flat=True).distinct()
+        purged = self.state.purged_before
+        starts = map(quarter_start, numbers)
+        return sorted(start for start in starts if purged is None or start >= purged)
+
+    @cached_property
+    def _changed(self) -> list[_Cell]:
+        """What changed since it was added up: its calls, less what the totals say of it."""
+        cells = []
+        for since, until in joined(self._marked):
+            calls = self.calls.exclude(HELD).filter(reserved_at__gte=since, reserved_at__lt=until)
+            numbered = calls.annotate(number=QuarterNumber("reserved_at"))
+            cells += self._cells(numbered, "number", _OF_CALLS)
+            totals = QuarterTotal.objects.using(self.alias).filter(
+                start__gte=since, start__lt=until
+            )
+            cells += self._cells(totals, "start", _OF_TOTALS, sign=-1)
+        return cells
+
+    @cached_property
+    def _in_flight(self) -> list[_Cell]:
+        return self._cells(self.calls.filter(HELD), "reserved_at", _OF_CALLS)
+
+    def _cells(
+        self, rows: QuerySet[Any], moment: str, measures: Mapping[str, Any], *, sign: int = 1
+    ) -> list[_Cell]:
+        summed = rows.order_by().values(moment, *ALIKE).annotate(**measures)
+        cells = []
+        for at, *values in summed.values_list(moment, *ALIKE, *measures):
+            alike, sums = tuple(values[: len(ALIKE)]), values[len(ALIKE) :]
+            at = quarter_start(at) if isinstance(at, int) else at
+            row = _row(alike[_KIND], alike[_STATUS], sums)
+            day = periods.day(at, self.zone).first_day
+            cells.append(_Cell(at=at, day=day, alike=alike, row=[sign * it for it in row]))
+        return cells
+
+    # Where a span's figures are
+
+    def _sources(self, span: Span, *, in_flight: bool = True) -> Iterator[_Rows | _Cells]:
+        if span.user_id is not None or span.tag is not None:
+            yield _Rows(rows=self.calls_of(span), measures=_OF_CALLS)
+            return
+        cover = self._cover(span)
+        for first, after in cover.days:
+            rows = self._about(DayTotal.objects.using(self.alias), span, "day", first, after)
+            yield _Rows(rows=rows, measures=_OF_TOTALS)
+        for since, until in cover.quarters:
+            totals = QuarterTotal.objects.using(self.alias)
+            rows = self._about(totals, span, "start", since, until)
+            yield _Rows(rows=rows, measures=_OF_TOTALS, day=self._day(since))
+        for since, until in cover.edges:
+            rows = self._about(self.calls.exclude(HELD), span, "reserved_at", since, until)
+            yield _Rows(rows=rows, measures=_OF_CALLS, day=self._day(since))
+        yield _Cells([it for it in self._changed if it.is_about(span) and it.is_in(cover)])
+        if in_flight:
+            inside = (it for it in self._in_flight if span.since <= it.at < span.until)
+            yield _Cells([it for it in inside if it.is_about(span)])
+
+    def _cover(self, span: Span) -> Cover:
+        if self.state.zone == str(self.zone):
+            return cover_of(span, self.zone)
+        # Another zone's days are not ours; quarter-hours are everybody's, and many.
+        known = QuarterTotal.objects.using(self.alias).aggregate(
+            first=Min("start"), last=Max("start")
+        )
+        starts = [at for at in (*known.values(), *self._marked) if at is not None]
+        if not starts:
+            return Cover()
+        since = max(span.since, min(starts))
+        until = min(span.until, max(starts) + QUARTER)
+        if since >= until:
+            return Cover()
+        return cover_of(replace(span, since=since, until=until), self.zone, days=False)
+
+    def calls_of(self, span: Span) -> QuerySet[CallLog]:
+        """Return the calls of a span themselves."""
+        calls = self._about(self.calls, span, "reserved_at", span.since, span.until)
+        if span.user_id is not None:
+            calls = calls.filter(user_id=span.user_id)
+        if span.tag is not None:
+            name, value = span.tag
+            calls = calls.filter(Exact(KeyTextTransform(name, "tags"), value))
+        return calls
+
+    def _about(
+        self, rows: QuerySet[Any], span: Span, column: str, since: Any, until: Any
+    ) -> QuerySet[Any]:
+        inside = rows.filter(**{f"{column}__gte": since, f"{column}__lt": until})
+        own = inside.filter(_of_feature(span.feature))
+        return own.filter(model=span.model) if span.model else own
+
+    def _day(self, at: datetime) -> date:
+        return periods.day(at, self.zone).first_day
+
+
+# Rows and cells ----------------------------------------------------------------------------------
+
+_KIND, _STATUS = ALIKE.index("kind"), ALIKE.index("status")
+_FEATURE, _CATEGORY, _MODEL = (ALIKE.index(name) for name in ("feature", "category", "model"))
+_SPEND = _FIELDS.index("spend_nanousd")
+
+_HELD_SUM = {"sum_held": Sum("reserved_nanousd", filter=HELD, default=0)}
+_OF_CALLS: Mapping[str, Any] = {
+    **{f"sum_{name}": measure for name, measure in MEASURES.items()},
+    **_HELD_SUM,
+}
+_OF_TOTALS: Mapping[str, Any] = {f"sum_{name}": Sum(name) for name in MEASURES}
+_HELPERS = {Kind.ROUTER.value, Kind.SUMMARY.value}
+
+
+def _row(kind: str, status: str, sums: Sequence[int]) -> list[int]:
+    """Return figures, in the order of their fields, of calls of one kind and status."""
+    (
+        attempts,
+        counted,
+        checked,
+        *tokens,  # the prompt's four, output, thinking
+        searches,
+        max_tokens,
+        cut,
+        roomy,
+        cost,
+        saved,
+    ) = map(int, sums[: len(MEASURES)])
+    held = int(sums[len(MEASURES)]) if len(sums) > len(MEASURES) else 0
+    helper = kind in _HELPERS
+    answers = 0 if helper or status == Status.RELEASED else attempts
+    if status in (Status.SETTLED, Status.ESTIMATED):
+        settled = status == Status.SETTLED
+        return [
+            attempts,
+            answers,
+            counted,  # calls
+            0,
+            checked,
+            counted,  # paid calls
+            attempts,
+            attempts if settled else 0,
+            0,
+            cost,
+            cost if settled else 0,
+            0 if settled else cost,
+            0,
+            saved,
+            *tokens,
+            searches,
+            *((max_tokens, cut, roomy) if settled else (0, 0, 0)),
+        ]
+    figures = [0] * len(_FIELDS)
+    figures[_SAVED] = saved
+    figures[1] = answers
+    if status == Status.CACHED:
+        # Calls, cached, looked up: an answer from the cache was looked for.
+        figures[2] = figures[3] = figures[4] = 0 if helper else attempts
+        return figures
+    figures[0] = attempts
+    if status == Status.RESERVED:
+        figures[2], figures[4] = counted, checked
+        figures[_IN_FLIGHT], figures[_HELD] = attempts, held
+    return figures
+
+
+_SAVED = _FIELDS.index("saved_nanousd")
+_IN_FLIGHT, _HELD = _FIELDS.index("in_flight"), _FIELDS.index("held_nanousd")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rows:
+    """Rows of a table; ``day`` is theirs where they have no column for it."""
+
+    rows: QuerySet[Any]
+    measures: Mapping[str, Any]
+    day: date | None = None
+
+    def grouped(self, columns: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], list[int]]]:
+        own = self._own(columns)
+        by = list(dict.fromkeys([*own, "kind", "status"]))
+        summed = self.rows.order_by().values(*by).annotate(**self.measures)
+        kind, status = by.index("kind"), by.index("status")
+        for values in summed.values_list(*by, *self.measures):
+            key = self._key(columns, dict(zip(by, values, strict=False)))
+            yield key, _row(values[kind], values[status], values[len(by) :])
+
+    def spend(self, columns: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], int]]:
+        own = self._own(columns)
+        paid = self.rows.filter(PAID).order_by()
+        if not own:
+            cost = paid.aggregate(cost=Sum("cost_nanousd", default=0))["cost"]
+            yield self._key(columns, {}), int(cost)
+            return
+        for *values, cost in paid.values_list(*own).annotate(cost=Sum("cost_nanousd", default=0)):
+            yield self._key(columns, dict(zip(own, values, strict=True))), int(cost)
+
+    def _own(self, columns: Sequence[str]) -> list[str]:
+        return [name for name in columns if name != DAY or self.day is None]
+
+    def _key(self, columns: Sequence[str], values: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(values.get(name, self.day) for name in columns)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cell:
+    """Calls that are alike, at a moment or in the quarter-hour that begins then."""
+
+    at: datetime
+    day: date
+    alike: tuple[str, ...]
+    row: list[int]
+
+    def is_of(self, feature: str) -> bool:
+        return feature in (SITE, self.alike[_FEATURE], self.alike[_CATEGORY])
+
+    def is_about(self, span: Span) -> bool:
+        return self.is_of(span.feature) and span.model in ("", self.alike[_MODEL])
+
+    def is_in(self, cover: Cover) -> bool:
+        return any(first <= self.day < after for first, after in cover.days) or any(
+            since <= self.at < until for since, until in cover.quarters
+        )
+
+    def key(self, columns: Sequence[str]) -> tuple[Any, ...]:
+        return tuple(self.day if name == DAY else self.alike[ALIKE.index(name)] for name in columns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Cells that were read before."""
+
+    cells: list[_Cell] = field(default_factory=list)
+
+    def grouped(self, columns: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], list[int]]]:
+        for cell in self.cells:
+            yield cell.key(columns), cell.row
+
+    def spend(self, columns: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], int]]:
+        for cell in self.cells:
+            yield cell.key(columns), cell.row[_SPEND]
+
+
+def _of_feature(feature: str) -> Q:
+    return Q() if feature == SITE else Q(feature=feature) | Q(category=feature)

@@ -17,7 +17,7 @@ _FIRST_YEAR, _LAST_YEAR = 1970, 9000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cover:
-    """A span in the largest pieces: whole days, quarter-hours of a day, and what is left."""
+    """A span in the largest pieces: whole days, quarter-hours, and parts of one."""
 
     days: Sequence[tuple[date, date]] = ()
     quarters: Sequence[tuple[datetime, datetime]] = ()
@@ -25,24 +25,21 @@ class Cover:
 
 
 def cover_of(span: Span, zone: ZoneInfo, *, days: bool = True) -> Cover:
-    """Return the pieces of a span, a day each but for whole ``days``, if those may be used."""
+    """Return a span in pieces; ``days`` says whether those may be used."""
     span = _to_whole_days(span, zone)
-    first, after = _whole_days(span, zone) if days else (None, None)
-    if first is not None and after is not None and first < after:
-        parts = [
-            *_parts_of_days(span.since, periods.midnight(first, zone), zone),
-            *_parts_of_days(periods.midnight(after, zone), span.until, zone),
-        ]
-        whole = [(first, after)]
+    first, after = _whole_days(span, zone)
+    if days and first < after:
+        begin, end = periods.midnight(first, zone), periods.midnight(after, zone)
+        parts, whole = [(span.since, begin), (end, span.until)], [(first, after)]
     else:
-        parts, whole = list(_parts_of_days(span.since, span.until, zone)), []
+        parts, whole = [(span.since, span.until)], []
     quarters, edges = [], []
     for since, until in parts:
         start, end = quarter_of(since + QUARTER - timedelta(microseconds=1)), quarter_of(until)
-        if start >= end:
+        if start > end:  # within one
             edges.append((since, until))
             continue
-        quarters.append((start, end))
+        quarters += [(start, end)] if start < end else []
         edges += [it for it in ((since, start), (end, until)) if it[0] < it[1]]
     return Cover(days=whole, quarters=quarters, edges=edges)
 
@@ -64,15 +61,6 @@ def _to_whole_days(span: Span, zone: ZoneInfo) -> Span:
     if until.year >= _LAST_YEAR:
         until = periods.day(until, zone).end
     return replace(span, since=since, until=until)
-
-
-def _parts_of_days(
-    since: datetime, until: datetime, zone: ZoneInfo
-) -> Iterator[tuple[datetime, datetime]]:
-    while since < until:
-        end = min(until, periods.day(since, zone).end)
-        yield since, end
-        since = end
 
 
 def joined(starts: Sequence[datetime]) -> Iterator[tuple[datetime, datetime]]:

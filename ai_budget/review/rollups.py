@@ -14,7 +14,7 @@ from typing import Any
 
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F, Min, Q, QuerySet, Sum, Value
+from django.db.models import F, Min, Q, QuerySet, Value
 
 from ai_budget import periods
 from ai_budget.conf import conf
@@ -38,6 +38,7 @@ from ai_budget.review.measures import (
     MEASURES,
     RELEASED,
     QuarterNumber,
+    Total,
     quarter_of,
     quarter_start,
 )
@@ -391,8 +392,8 @@ def ready(using: str | None) -> BaseDatabaseWrapper:
     return connection
 
 
-def _summed(measures: Iterable[str]) -> dict[str, Sum]:
-    return {name: Sum(name) for name in measures}
+def _summed(measures: Iterable[str]) -> dict[str, Total]:
+    return {name: Total(name) for name in measures}
 
 
 def _parts(names: Collection[Any] | None) -> Iterable[list[Any] | None]:

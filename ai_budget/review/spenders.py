@@ -8,13 +8,13 @@ from datetime import UTC, date, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from django.db.models import Count, F, Q, QuerySet, Sum
+from django.db.models import Count, F, Q, QuerySet
 
 from ai_budget import periods
 from ai_budget.models import SubjectTotal, TotalMark, UserTotal
 from ai_budget.periods import Period
 from ai_budget.review.cover import Cover, cover_of
-from ai_budget.review.measures import CALLER_MEASURES, HELD, RELEASED
+from ai_budget.review.measures import CALLER_MEASURES, HELD, RELEASED, Total
 from ai_budget.review.spans import Span
 from ai_budget.values import SITE
 
@@ -29,7 +29,7 @@ _AT_ONCE = 500
 _ZONES_APART = timedelta(hours=15)
 """No zone's midnight is further from UTC's, so a day's calls can be found by their time."""
 
-_SUMS: Mapping[str, Any] = {f"sum_{name}": Sum(name) for name in CALLER_MEASURES}
+_SUMS: Mapping[str, Any] = {f"sum_{name}": Total(name) for name in CALLER_MEASURES}
 _PLAIN: Mapping[str, Any] = {f"sum_{name}": F(name) for name in CALLER_MEASURES}
 _OF_CALLS: Mapping[str, Any] = {f"sum_{name}": it for name, it in CALLER_MEASURES.items()}
 _DEAREST = ("-sum_cost_nanousd", "-sum_calls")
@@ -86,7 +86,7 @@ class Callers:
             rows = dict(_read(self._of_calls))
             return len(rows), sum(it.spend_nanousd for it in rows.values())
         count = Count("pk") if self._one_window else Count(self.column, distinct=True)
-        kept = self._kept.aggregate(callers=count, spend=Sum("cost_nanousd", default=0))
+        kept = self._kept.aggregate(callers=count, spend=Total("cost_nanousd", default=0))
         before = self._named(self._changes)
         after = self._changed(before)
         more = sum(it.spend_nanousd for it in self._changes.values())
@@ -136,7 +136,9 @@ class Callers:
     def _kept(self) -> QuerySet[Any]:
         among = Q(pk__in=())
         for period, first, after in self._windows:
-            among |= Q(period=period, first_day__gte=first, first_day__lt=after)
+            # Where there is one, it is named: then the index is in the order of what was spent.
+            one = Q(first_day=first) if self._one_window else Q(first_day__gte=first)
+            among |= Q(one, period=period, first_day__lt=after)
         return self.table._base_manager.using(self.reading.alias).filter(among).order_by()
 
     @property

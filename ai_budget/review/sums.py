@@ -7,16 +7,17 @@ themselves, plus what is in flight. All of it is read as it was at one moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from functools import cached_property
 from typing import Any, Self
+from zoneinfo import ZoneInfo
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Max, Min, Q, QuerySet, Sum
+from django.db.models import Q, QuerySet
 from django.db.models.fields.json import KeyTextTransform
 from django.db.models.lookups import Exact
 
@@ -39,8 +40,8 @@ from ai_budget.review.measures import (
     HELD,
     MEASURES,
     PAID,
-    QUARTER,
     QuarterNumber,
+    Total,
     quarter_start,
 )
 from ai_budget.review.spans import Span
@@ -120,6 +121,10 @@ def reading(using: str | None = None) -> Iterator[Reading]:
         yield Reading(connection)
         return
     with one_moment(connection):
+        if connection.vendor == "postgresql":
+            # So many sums of so few rows take longer to compile than to run.
+            with connection.cursor() as cursor:
+                cursor.execute("SET LOCAL jit = off")
         yield Reading(connection)
 
 
@@ -176,7 +181,7 @@ class Reading:
         for since, until in spans:
             among |= Q(start__gte=since, start__lt=until)
         rows = QuarterTotal.objects.using(self.alias).filter(among, PAID, own).order_by()
-        found = rows.values_list("start", "feature").annotate(cost=Sum("cost_nanousd"))
+        found = rows.values_list("start", "feature").annotate(cost=Total("cost_nanousd"))
         spent = {(start, name): int(cost) for start, name, cost in found}
         for cell in self._changed:
             if cell.is_of(feature) and any(since <= cell.at < until for since, until in spans):
@@ -273,37 +278,23 @@ class Reading:
         if span.user_id is not None or span.tag is not None:
             yield _Rows(rows=self.calls_of(span), measures=_OF_CALLS)
             return
-        cover = self._cover(span)
+        # Another zone's days are not ours; quarter-hours are everybody's.
+        cover = cover_of(span, self.zone, days=self.state.zone == str(self.zone))
         for first, after in cover.days:
             rows = self._about(DayTotal.objects.using(self.alias), span, "day", first, after)
             yield _Rows(rows=rows, measures=_OF_TOTALS)
         for since, until in cover.quarters:
             totals = QuarterTotal.objects.using(self.alias)
             rows = self._about(totals, span, "start", since, until)
-            yield _Rows(rows=rows, measures=_OF_TOTALS, day=self._day(since))
+            yield _Rows(rows=rows, measures=_OF_TOTALS, zone=self.zone)
         for since, until in cover.edges:
             rows = self._about(self.calls.exclude(HELD), span, "reserved_at", since, until)
-            yield _Rows(rows=rows, measures=_OF_CALLS, day=self._day(since))
+            day = periods.day(since, self.zone).first_day
+            yield _Rows(rows=rows, measures=_OF_CALLS, day=day)
         yield _Cells([it for it in self._changed if it.is_about(span) and it.is_in(cover)])
         if in_flight:
             inside = (it for it in self._in_flight if span.since <= it.at < span.until)
             yield _Cells([it for it in inside if it.is_about(span)])
-
-    def _cover(self, span: Span) -> Cover:
-        if self.state.zone == str(self.zone):
-            return cover_of(span, self.zone)
-        # Another zone's days are not ours; quarter-hours are everybody's, and many.
-        known = QuarterTotal.objects.using(self.alias).aggregate(
-            first=Min("start"), last=Max("start")
-        )
-        starts = [at for at in (*known.values(), *self._marked) if at is not None]
-        if not starts:
-            return Cover()
-        since = max(span.since, min(starts))
-        until = min(span.until, max(starts) + QUARTER)
-        if since >= until:
-            return Cover()
-        return cover_of(replace(span, since=since, until=until), self.zone, days=False)
 
     def calls_of(self, span: Span) -> QuerySet[CallLog]:
         """Return the calls of a span themselves."""
@@ -322,9 +313,6 @@ class Reading:
         own = inside.filter(_of_feature(span.feature))
         return own.filter(model=span.model) if span.model else own
 
-    def _day(self, at: datetime) -> date:
-        return periods.day(at, self.zone).first_day
-
 
 # Rows and cells ----------------------------------------------------------------------------------
 
@@ -332,12 +320,12 @@ _KIND, _STATUS = ALIKE.index("kind"), ALIKE.index("status")
 _FEATURE, _CATEGORY, _MODEL = (ALIKE.index(name) for name in ("feature", "category", "model"))
 _SPEND = _FIELDS.index("spend_nanousd")
 
-_HELD_SUM = {"sum_held": Sum("reserved_nanousd", filter=HELD, default=0)}
+_HELD_SUM = {"sum_held": Total("reserved_nanousd", filter=HELD, default=0)}
 _OF_CALLS: Mapping[str, Any] = {
     **{f"sum_{name}": measure for name, measure in MEASURES.items()},
     **_HELD_SUM,
 }
-_OF_TOTALS: Mapping[str, Any] = {f"sum_{name}": Sum(name) for name in MEASURES}
+_OF_TOTALS: Mapping[str, Any] = {f"sum_{name}": Total(name) for name in MEASURES}
 _HELPERS = {Kind.ROUTER.value, Kind.SUMMARY.value}
 
 
@@ -399,36 +387,54 @@ _IN_FLIGHT, _HELD = _FIELDS.index("in_flight"), _FIELDS.index("held_nanousd")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Rows:
-    """Rows of a table; ``day`` is theirs where they have no column for it."""
+    """Rows of a table. Where they have no column for their day, ``day`` is that of all of them,
+    or ``zone`` tells which one their start is in."""
 
     rows: QuerySet[Any]
     measures: Mapping[str, Any]
     day: date | None = None
+    zone: ZoneInfo | None = None
 
     def grouped(self, columns: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], list[int]]]:
-        own = self._own(columns)
-        by = list(dict.fromkeys([*own, "kind", "status"]))
+        by = list(dict.fromkeys([*self._own(columns), "kind", "status"]))
         summed = self.rows.order_by().values(*by).annotate(**self.measures)
+        key, width = self._key(columns, by), len(by)
         kind, status = by.index("kind"), by.index("status")
         for values in summed.values_list(*by, *self.measures):
-            key = self._key(columns, dict(zip(by, values, strict=False)))
-            yield key, _row(values[kind], values[status], values[len(by) :])
+            yield key(values), _row(values[kind], values[status], values[width:])
 
     def spend(self, columns: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], int]]:
         own = self._own(columns)
+        key = self._key(columns, own)
         paid = self.rows.filter(PAID).order_by()
+        cost = Total("cost_nanousd", default=0)
         if not own:
-            cost = paid.aggregate(cost=Sum("cost_nanousd", default=0))["cost"]
-            yield self._key(columns, {}), int(cost)
+            yield key(()), int(paid.aggregate(cost=cost)["cost"])
             return
-        for *values, cost in paid.values_list(*own).annotate(cost=Sum("cost_nanousd", default=0)):
-            yield self._key(columns, dict(zip(own, values, strict=True))), int(cost)
+        for values in paid.values(*own).annotate(cost=cost).values_list(*own, "cost"):
+            yield key(values), int(values[-1])
 
     def _own(self, columns: Sequence[str]) -> list[str]:
+        """Return the columns to read for those that are asked for."""
+        if self.zone is not None:
+            return ["start" if name == DAY else name for name in columns]
         return [name for name in columns if name != DAY or self.day is None]
 
-    def _key(self, columns: Sequence[str], values: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(values.get(name, self.day) for name in columns)
+    def _key(self, columns: Sequence[str], read: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+        """Return what makes the key of a row out of the values that are read of it."""
+        zone = self.zone
+        if zone is not None and DAY in columns:
+            places = [read.index("start" if name == DAY else name) for name in columns]
+            which = columns.index(DAY)
+
+            def of_its_day(values: Any) -> tuple[Any, ...]:
+                key = [values[place] for place in places]
+                key[which] = periods.day(key[which], zone).first_day
+                return tuple(key)
+
+            return of_its_day
+        known = [read.index(name) if name in read else None for name in columns]
+        return lambda values: tuple(self.day if it is None else values[it] for it in known)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

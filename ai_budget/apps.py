@@ -22,11 +22,16 @@ class AIBudgetConfig(AppConfig):
 
     def ready(self) -> None:
         from ai_budget.checks import check_database, check_settings
-        from ai_budget.signals import batch_waiting
+        from ai_budget.metrics import log as lines
+        from ai_budget.metrics import otel
+        from ai_budget.signals import batch_waiting, call_refused, call_settled
 
         checks.register(check_settings)
         checks.register(check_database)
         batch_waiting.connect(_send_tasks, dispatch_uid="ai_budget.tasks")
+        call_settled.connect(lines.write_line, dispatch_uid="ai_budget.metrics.log")
+        call_settled.connect(otel.tell_settled, dispatch_uid="ai_budget.metrics.otel")
+        call_refused.connect(otel.tell_refused, dispatch_uid="ai_budget.metrics.otel")
 
 
 def _send_tasks(submission_ids: Sequence[int], **kwargs: object) -> None:

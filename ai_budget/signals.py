@@ -9,7 +9,17 @@ from __future__ import annotations
 from django.dispatch import Signal
 
 call_settled = Signal()
-"""An attempt was booked. Arguments: ``reservation`` and ``settlement`` (ai_budget.values)."""
+"""A booking was made: of an attempt, of an answer from the cache, or of an item of a batch.
+
+Arguments: ``reservation`` and ``settlement`` (ai_budget.values), and ``context``, the
+contextvars.Context that the request was made in; None where a worker books for somebody else.
+Where nothing was reserved the reservation's id is 0; that of an item is its batch's. Neither
+names balances.
+
+Each is told once. After an estimate the truth may come, and is told as well; so is each item of
+a batch that was given up as a whole. Two ticks that run at once may both tell of a call whose
+worker died.
+"""
 
 call_refused = Signal()
 """A call was refused for good, after what might have helped was tried.
@@ -35,4 +45,11 @@ call_downgraded = Signal()
 """A cheaper model took over; told once its attempt is booked.
 
 Arguments: ``charge``, ``requested_model``, ``model`` and ``percent``.
+"""
+
+alert_raised = Signal()
+"""Something about a budget came to pass that somebody should know. Argument: ``alert``.
+
+Sent by ``ai_budget_tick``, once an alert, however many thresholds were passed at once: again only
+where the worker that sent it died in the middle.
 """

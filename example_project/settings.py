@@ -92,6 +92,9 @@ LANGUAGE_CODE = "en"
 USE_TZ = True
 TIME_ZONE = "UTC"
 
+# Who sends it reads /metrics/ without signing in; empty lets nobody do that.
+METRICS_TOKEN = env("METRICS_TOKEN", "")
+
 AI_BUDGET: dict[str, Any] = {
     "DAILY_LIMIT_USD": "5",
     "MONTHLY_LIMIT_USD": "60",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from django.contrib import admin
 from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import path
@@ -22,3 +24,7 @@ urlpatterns = [
     path("sign-out/", LogoutView.as_view(), name="logout"),
     path("admin/", admin.site.urls),
 ]
+if find_spec("prometheus_client"):  # with the extra [prometheus]
+    from example_project.monitoring import metrics
+
+    urlpatterns.append(path("metrics/", metrics, name="metrics"))

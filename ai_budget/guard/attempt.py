@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -21,7 +22,7 @@ from ai_budget.guard import turns
 from ai_budget.guard.answers import Asking
 from ai_budget.guard.charge import OpenCall
 from ai_budget.guard.stream import ALLOWANCE_TOKENS, StreamedAnswer
-from ai_budget.guard.telling import tell
+from ai_budget.guard.telling import tell, tell_settled
 from ai_budget.ledger.base import Ledger
 from ai_budget.pricing.cost import cost, uncached
 from ai_budget.pricing.rates import ModelRates, resolve
@@ -56,6 +57,7 @@ class OpenAttempt:
 
     ``asking`` is whoever waits for the same answer in the response cache; ``percent`` is the share
     of a limit that made the model a cheaper one, and ``window_end`` when that begins anew.
+    ``context`` is the one of whoever made the request, which a stream may outlive.
     """
 
     ledger: Ledger
@@ -72,6 +74,7 @@ class OpenAttempt:
     window_end: datetime | None = None
     heard: Mapping[Measure, int] = field(default_factory=dict)
     heard_at: float = 0.0
+    context: Context = field(default_factory=copy_context, repr=False)
     booked: bool = False
     lock: Any = field(default_factory=threading.Lock)
 
@@ -387,12 +390,7 @@ class OpenAttempt:
                 percent=self.percent,
             )
         if settled:
-            tell(
-                signals.call_settled,
-                sender=OpenAttempt,
-                reservation=self.reservation,
-                settlement=settlement,
-            )
+            tell_settled(self.reservation, settlement, sender=OpenAttempt, context=self.context)
 
 
 def _tool_use_ids(content: Any) -> list[str]:

@@ -11,6 +11,7 @@ import logging
 import random
 import uuid
 from collections.abc import Iterable, Mapping
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from functools import partial
@@ -38,7 +39,7 @@ from ai_budget.guard.deciding import (
 from ai_budget.guard.marks import Marks
 from ai_budget.guard.refusals import count_refusal
 from ai_budget.guard.rules import read_rules
-from ai_budget.guard.telling import tell
+from ai_budget.guard.telling import tell, tell_recorded, tell_settled
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.base import Ledger
 from ai_budget.ledger.connection import retry
@@ -288,13 +289,17 @@ class Opening:
                 count_refusal(ledger, charge, at, scope=error.scope)
                 raise
             record = partial(ledger.settle, reservation, settlement)
+            told = partial(tell_settled, reservation, settlement)
         else:
             record = partial(ledger.record, attempt, settlement)
+            told = partial(tell_recorded, attempt, settlement)
         try:
             record()
         except LedgerUnavailable as error:
             # It costs nothing, and the tick closes what is open.
             log.error("An answer from the cache could not be booked: %s", error)
+        else:
+            told(sender=Opening, context=copy_context())
         if call is not None:
             call.cached = True
             _note_attempt(call, attempt, counts=counts)

@@ -253,6 +253,7 @@ class _Tap:
         self._reader = reader
         self._failure = ""
         self._ended = False
+        self._finished = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._body, name)
@@ -283,12 +284,16 @@ def tap_classes() -> tuple[type[Any], type[Any]]:
                 except Exception as error:
                     self._failure = type(error).__name__
                     raise
+                # The SDK's span of the request ends with the body, and is to say what it cost.
+                self._finish(True, "")
+                self._finished = True
 
             def close(self) -> None:
                 try:
                     self._body.close()
                 finally:
-                    self._finish(self._ended, self._failure)
+                    if not self._finished:
+                        self._finish(self._ended, self._failure)
 
         class AsyncTapped(_Tap, httpx2.AsyncByteStream):
             def __init__(
@@ -306,12 +311,15 @@ def tap_classes() -> tuple[type[Any], type[Any]]:
                 except Exception as error:
                     self._failure = type(error).__name__
                     raise
+                await self._finish(True, "")
+                self._finished = True
 
             async def aclose(self) -> None:
                 try:
                     await self._body.aclose()
                 finally:
-                    await self._finish(self._ended, self._failure)
+                    if not self._finished:
+                        await self._finish(self._ended, self._failure)
 
         _classes = Tapped, AsyncTapped
     return _classes

@@ -28,7 +28,8 @@ import ai_budget
 from ai_budget.exceptions import CallInsideTransaction, QuotaExceeded
 from ai_budget.ledger.journal import Journal
 from ai_budget.models import FeatureBudget, UserQuota
-from ai_budget.review import queries
+from ai_budget.review.report import cost_report
+from ai_budget.review.spans import Span
 from ai_budget.testing import AnthropicSimulator, Fail, Reply, freeze, override_budget
 from ai_budget.values import Status
 from tests.factories import UserFactory
@@ -432,7 +433,7 @@ def test_a_report_counts_each_answer_once(api: AnthropicSimulator, counts: bool)
             ai_budget.ask("Hello", feature="chat")
 
     day = timedelta(days=1)
-    report = queries.cost_report(queries.Span(since=NOON - day, until=NOON + day))
+    report = cost_report(Span(since=NOON - day, until=NOON + day))
 
     (feature,) = report.features
     for found in (report.total, feature):

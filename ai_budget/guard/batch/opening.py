@@ -51,7 +51,7 @@ from ai_budget.guard.batch.rows import (
 from ai_budget.guard.deciding import Decision, Outgoing, completed, decide
 from ai_budget.guard.refusals import count_refusal
 from ai_budget.guard.rules import read_rules
-from ai_budget.guard.telling import tell
+from ai_budget.guard.telling import tell, tell_parts, tell_recorded
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.base import Ledger
 from ai_budget.models import Batch, BatchItem, BatchSubmission, CallLog, CallText
@@ -410,10 +410,12 @@ class BatchOpening:
             for places in chunks(self._hits, ROWS_AT_ONCE):
                 parts = [self._part(item, at) for item in items.filter(position__in=places)]
                 if reservation is not None and counts:
-                    self._ledger.settle_parts(reservation.id, partial(_unbooked, parts))
+                    booked = self._ledger.settle_parts(reservation.id, partial(_unbooked, parts))
+                    tell_parts(reservation.id, booked, sender=BatchOpening)
                     continue
                 for part in parts:
                     self._ledger.record(part.attempt, part.settlement)
+                    tell_recorded(part.attempt, part.settlement, sender=BatchOpening)
         except LedgerUnavailable as error:
             log.error("Answers from the cache could not be booked: %s", error)
 

@@ -25,6 +25,8 @@ from ai_budget.conf import conf
 from ai_budget.exceptions import UnclassifiedUsage, UnpricedModel
 from ai_budget.guard.batch.preparing import BYTES_AT_ONCE
 from ai_budget.guard.batch.rows import ROWS_AT_ONCE, attempt_of, reservation_row
+from ai_budget.guard.overdue import tell_overdue
+from ai_budget.guard.telling import tell_parts
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger import journal as journals
 from ai_budget.ledger.connection import patient_transaction, retry
@@ -130,6 +132,7 @@ def _settle(batch: Batch, read: Callable[[CallLog, _Prices], list[Over]]) -> lis
         ]
 
     booked = ledgers.current().settle_parts(row.pk, claim)
+    tell_parts(row.pk, booked, sender=Batch)
     return over if booked else []
 
 
@@ -373,6 +376,7 @@ def book_overdue(batch: Batch) -> None:
     row = reservation_row(batch)
     if row is not None and row.status == Status.RESERVED:
         ledgers.current().settle(journals.reservation_of(row), journals.at_bound(row))
+        tell_overdue(conf.LEDGER_DATABASE, [row.pk])
 
 
 def expire_items(batch: Batch) -> int:

@@ -13,6 +13,7 @@ from django.db import connections
 
 from ai_budget import periods
 from ai_budget.conf import conf
+from ai_budget.guard.telling import tell_row
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger import journal as journals
 from ai_budget.ledger.base import Ledger
@@ -105,6 +106,11 @@ def release(ledger: Ledger, row: int) -> None:
             status=Status.RELEASED, cost_nanousd=0, keep_call=False, error="not sent"
         )
         ledger.release(journals.reservation_of(found), unsent)
+        # As it is booked by now: somebody else may have been faster.
+        rows = CallLog.objects.using(alias).filter(pk=row, status=Status.RELEASED)
+        released = retry(connections[alias], rows.first)
+        if released is not None:
+            tell_row(released)
 
 
 def discard(batch: Batch) -> None:

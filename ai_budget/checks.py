@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
@@ -12,11 +12,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from ai_budget import money
 from ai_budget.conf import DEFAULTS, conf
 from ai_budget.models.budgets import NAME_PATTERN
+from ai_budget.review.notifiers import load
 from ai_budget.scopes import SITE
 
 _Check = Callable[[Any], bool]
@@ -38,6 +40,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
         *_bad_values(given),
         *_no_site_limit(given),
         *_nobody_at_the_queue(),
+        *_bad_notifiers(),
     ]
 
 
@@ -114,6 +117,31 @@ def _nobody_at_the_queue() -> Iterator[CheckMessage]:
             hint="Import the project's Celery app in the package of its settings.",
             id="ai_budget.W002",
         )
+
+
+def _bad_notifiers() -> Iterator[CheckMessage]:
+    if not _is_notifiers(conf.NOTIFIERS):
+        return  # its rule says so
+    for number, entry in enumerate(conf.NOTIFIERS):
+        path = entry if isinstance(entry, str) else entry["BACKEND"]
+        place = f"AI_BUDGET['NOTIFIERS'][{number}]"
+        try:
+            load(entry)
+        except ImportError:
+            yield Error(
+                f"{place} names {path!r}, which cannot be imported.",
+                hint="Give the dotted path of a function or a class, such as "
+                "'ai_budget.review.notifiers.Email'.",
+                id="ai_budget.E010",
+            )
+        except Exception as error:
+            # Of another's error no text: it may quote an address with a token in it.
+            told = isinstance(error, (TypeError, ImproperlyConfigured))
+            yield Error(
+                f"{place}, {path!r}, cannot be made with its OPTIONS.",
+                hint=f"{str(error).rstrip('.')}." if told else f"It raised {type(error).__name__}.",
+                id="ai_budget.E011",
+            )
 
 
 def _atomic_requests(alias: str, databases: dict[str, Any]) -> Iterator[CheckMessage]:
@@ -224,12 +252,24 @@ def _each(rule: _Check) -> _Check:
     return lambda value: isinstance(value, (list, tuple)) and all(rule(item) for item in value)
 
 
+def _is_notifier(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return _is_text(value)
+    known = value.keys() <= {"BACKEND", "OPTIONS"}
+    return (
+        known and _is_text(value.get("BACKEND")) and isinstance(value.get("OPTIONS", {}), Mapping)
+    )
+
+
+_is_notifiers = _each(_is_notifier)
+
+
 def _is_rising(value: Any) -> bool:
     return _each(_is_count)(value) and all(low < high for low, high in pairwise(value))
 
 
-# An address may carry a password.
-_SECRETS = {"API_KEY", "BASE_URL", "LEDGER_REDIS_URL"}
+# An address may carry a password, and an entry an address.
+_SECRETS = {"API_KEY", "BASE_URL", "LEDGER_REDIS_URL", "NOTIFIERS"}
 _AMOUNT = "None or dollars as a Decimal, int or str of at most nine decimals, not negative"
 
 _RULES: dict[str, tuple[_Check, str]] = {
@@ -259,6 +299,9 @@ _RULES: dict[str, tuple[_Check, str]] = {
     "QUEUE": (_one_of("tick", "celery"), '"tick" or "celery"'),
     "LOG_PROMPTS": (lambda value: isinstance(value, bool), "True or False"),
     "LOG_PROMPTS_DAYS": (_is_count, "a number of days from 1 on"),
-    "NOTIFIERS": (_each(_is_text), "a list of dotted paths"),
+    "NOTIFIERS": (
+        _is_notifiers,
+        'a list of dotted paths, or of dicts with such a path as "BACKEND", and "OPTIONS"',
+    ),
     "ALERT_THRESHOLDS": (_each(_is_count), "a list of percents"),
 }

@@ -39,7 +39,7 @@ DEFAULTS: Mapping[str, Any] = {
     "QUEUE": "tick",
     "LOG_PROMPTS": False,
     "LOG_PROMPTS_DAYS": 30,
-    "NOTIFIERS": (),
+    "NOTIFIERS": ("ai_budget.review.notifiers.Email",),
     "ALERT_THRESHOLDS": (50, 80, 100, 120),
 }
 
@@ -209,13 +209,17 @@ class Settings:
         return cast(int, self._get("LOG_PROMPTS_DAYS"))
 
     @property
-    def NOTIFIERS(self) -> Sequence[str]:
-        """Dotted paths of callables that deliver alerts."""
-        return cast("Sequence[str]", self._get("NOTIFIERS"))
+    def NOTIFIERS(self) -> Sequence[str | Mapping[str, Any]]:
+        """Who delivers alerts: dotted paths of functions or classes that are called with one.
+
+        Or dicts with such a path as BACKEND, and OPTIONS: keywords that it is given, too. An
+        empty list delivers none; ``alert_raised`` is sent all the same.
+        """
+        return cast("Sequence[str | Mapping[str, Any]]", self._get("NOTIFIERS"))
 
     @property
     def ALERT_THRESHOLDS(self) -> Sequence[int]:
-        """Percents of a plan or limit at which an alert is due."""
+        """Percents of a plan or limit at which an alert is due; of a limit, those up to 100."""
         return cast("Sequence[int]", self._get("ALERT_THRESHOLDS"))
 
 

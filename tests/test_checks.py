@@ -20,6 +20,8 @@ from ai_budget.conf import DEFAULTS
 
 SQLITE = "django.db.backends.sqlite3"
 POSTGRESQL = "django.db.backends.postgresql"
+SLACK = "ai_budget.review.notifiers.Slack"
+SLACK_THAT_WORKS = {"BACKEND": SLACK, "OPTIONS": {"url": "https://hooks.example.com/T0/B0"}}
 
 
 def found(given: Any) -> list[CheckMessage]:
@@ -83,7 +85,10 @@ def test_a_project_with_every_key_is_clean() -> None:
         "QUEUE": "celery",
         "LOG_PROMPTS": True,
         "LOG_PROMPTS_DAYS": 7,
-        "NOTIFIERS": ["shop.alerts.mail"],
+        "NOTIFIERS": [
+            "tests.review.test_notifiers.pager",
+            SLACK_THAT_WORKS,
+        ],
         "ALERT_THRESHOLDS": [50, 120],
     }
     assert set(given) == set(DEFAULTS)
@@ -188,6 +193,10 @@ def test_e002_each_unknown_key_has_its_own_error() -> None:
         ("LOG_PROMPTS_DAYS", 0),
         ("NOTIFIERS", "shop.alerts.mail"),
         ("NOTIFIERS", [print]),
+        ("NOTIFIERS", [{"OPTIONS": {}}]),
+        ("NOTIFIERS", [{"BACKEND": 7}]),
+        ("NOTIFIERS", [{"BACKEND": SLACK, "OPTION": {}}]),
+        ("NOTIFIERS", [{"BACKEND": SLACK, "OPTIONS": "https://hooks.example.com"}]),
         ("ALERT_THRESHOLDS", 80),
         ("ALERT_THRESHOLDS", ["80"]),
         ("ALERT_THRESHOLDS", [0]),
@@ -213,6 +222,7 @@ def test_e003_shows_the_value() -> None:
         ("API_KEY", ["sk-ant-secret"]),
         ("BASE_URL", ["https://me:secret@proxy.example.com"]),
         ("LEDGER_REDIS_URL", ["redis://:secret@cache.example.com:6379/0"]),
+        ("NOTIFIERS", ["", {"OPTIONS": {"url": "https://hooks.example.com/secret"}}]),
     ],
 )
 def test_e003_never_shows_a_secret(key: str, value: Any) -> None:
@@ -372,6 +382,48 @@ def test_the_tick_needs_no_celery(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found({"QUEUE": "tick"}) == []
 
 
+# E010 and E011: who delivers alerts --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry", ["shop.alerts.mail", {"BACKEND": "shop.alerts.Mail"}])
+def test_e010_a_notifier_that_cannot_be_imported(entry: Any) -> None:
+    (message,) = found({"NOTIFIERS": [SLACK_THAT_WORKS, entry]})
+
+    assert (message.id, message.level) == ("ai_budget.E010", checks.ERROR)
+    assert "['NOTIFIERS'][1]" in message.msg
+    assert "shop.alerts" in message.msg
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "tests.review.test_notifiers.HERE",
+        SLACK,
+        {"BACKEND": SLACK, "OPTIONS": {"uri": "https://hooks.example.com/secret"}},
+        {"BACKEND": SLACK, "OPTIONS": {"url": "http://hooks.example.com/secret"}},
+        {"BACKEND": SLACK, "OPTIONS": {"url": "https://a.example", "timeout": "secret"}},
+        {"BACKEND": "ai_budget.review.notifiers.Email", "OPTIONS": {"recipients": "secret"}},
+        {"BACKEND": "tests.test_checks.Fussy", "OPTIONS": {"url": "secret"}},
+    ],
+)
+def test_e011_options_that_a_notifier_does_not_take(entry: Any) -> None:
+    (message,) = found({"NOTIFIERS": [entry]})
+
+    assert (message.id, message.level) == ("ai_budget.E011", checks.ERROR)
+    assert "secret" not in f"{message.msg} {message.hint}"
+
+
+class Fussy:
+    """A notifier that quotes what it was given."""
+
+    def __init__(self, *, url: str) -> None:
+        raise ValueError(f"{url} is no address")
+
+
+def test_a_site_may_have_no_notifiers() -> None:
+    assert found({"NOTIFIERS": []}) == []
+
+
 # All of them -------------------------------------------------------------------------------------
 
 
@@ -394,6 +446,7 @@ def test_every_message_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
             *found({"LEDGER_DATABASE": "elsewhere"}),
             *found({"LEDGER": REDIS_LEDGER}),
             *found({"QUEUE": "celery"}),
+            *found({"NOTIFIERS": ["shop.alerts.mail", SLACK]}),
             *found_without_celery(monkeypatch),
             *found(
                 {
@@ -407,7 +460,7 @@ def test_every_message_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     assert {message.id for message in messages} == {
-        *(f"ai_budget.E00{number}" for number in range(1, 10)),
+        *(f"ai_budget.E{number:03}" for number in range(1, 12)),
         "ai_budget.W001",
         "ai_budget.W002",
     }

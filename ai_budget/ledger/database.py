@@ -44,6 +44,7 @@ from ai_budget.ledger.connection import (
     short_transaction,
 )
 from ai_budget.ledger.journal import Standing, journal
+from ai_budget.ledger.kept import whole_since
 from ai_budget.ledger.parts import Chunk, book_parts
 from ai_budget.models import CallLog, RateBucket, SpendWindow
 from ai_budget.values import (
@@ -281,7 +282,7 @@ class DatabaseLedger(Ledger):
                 raise _RowsMissing
             kept = replace(locked, refused=0)
             summed = journals.balances_of(connection, [key])[key]
-            if kept == summed:
+            if kept == summed or _is_purged(connection, key):
                 return None
             statements.write(cursor, key, summed)
             return Difference(key=key, kept=kept, journal=summed)
@@ -301,9 +302,10 @@ class DatabaseLedger(Ledger):
 
 def _differences(connection: BaseDatabaseWrapper, since: date) -> list[Difference]:
     """Compare balances and journal as both were at one moment: no call is half booked then."""
-    # Of the month that the day is in, too: so all its days have to be added up.
-    first = since.replace(day=1)
     with one_moment(connection):
+        since = max(since, whole_since(connection.alias) or since)
+        # Of the month that the day is in, too: so all its days have to be added up.
+        first = since.replace(day=1)
         summed = journals.add_up(journals.entries(connection, since=first))
         kept = _statements(connection).since(connection, first)
     nothing = Balances()
@@ -313,6 +315,12 @@ def _differences(connection: BaseDatabaseWrapper, since: date) -> list[Differenc
         if (key.period is periods.Period.MONTH or key.first_day >= since)
         and kept.get(key, nothing) != summed.get(key, nothing)
     ]
+
+
+def _is_purged(connection: BaseDatabaseWrapper, key: BalanceKey) -> bool:
+    """Say whether calls of a balance may have been deleted before the journal was added up."""
+    whole = whole_since(connection.alias)
+    return whole is not None and key.first_day < whole
 
 
 def _creating_rows(

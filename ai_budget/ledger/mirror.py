@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 
 from django.db import transaction
@@ -12,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ai_budget.ledger.connection import retry
 from ai_budget.models import SpendWindow
 from ai_budget.periods import Period
-from ai_budget.values import Balances
+from ai_budget.values import BalanceKey, Balances
 
 log = logging.getLogger("ai_budget")
 
@@ -53,6 +53,22 @@ def mirror(
             )
 
     retry(connection, step)
+
+
+def mirrored(
+    connection: BaseDatabaseWrapper, keys: Iterable[BalanceKey]
+) -> dict[BalanceKey, Balances]:
+    """Return balances as they were copied last; keys that were never copied are left out."""
+    by_row = {SpendWindow.key_for(key.scope, key.period, key.first_day): key for key in keys}
+    return {
+        by_row[row.pk]: Balances(
+            spent_nanousd=row.spent_nanousd,
+            held_nanousd=row.held_nanousd,
+            calls=row.calls,
+            refused=row.refused,
+        )
+        for row in SpendWindow.objects.using(connection.alias).filter(pk__in=by_row)
+    }
 
 
 def _state(row: SpendWindow) -> tuple[int, int, int, int]:

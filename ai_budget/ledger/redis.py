@@ -37,7 +37,8 @@ from ai_budget.ledger import journal as journals
 from ai_budget.ledger.base import Breach, Ledger, bucket_breach, enforced, given_back, milliseconds
 from ai_budget.ledger.clock import StoreClock
 from ai_budget.ledger.connection import guest_transaction, patient_transaction, retry
-from ai_budget.ledger.mirror import mirror
+from ai_budget.ledger.kept import whole_since
+from ai_budget.ledger.mirror import mirror, mirrored
 from ai_budget.ledger.parts import PARTED, Chunk, book_parts
 from ai_budget.ledger.redis_client import connect, key_prefix
 from ai_budget.ledger.redis_hashes import Hash, Summed, add_up, compare, held_by
@@ -460,8 +461,7 @@ class RedisLedger(Ledger):
         rest = [key for window in wanted if window not in live for key in wanted[window]]
         if rest:
             connection = connections[self.alias]
-            summed = retry(connection, lambda: journals.balances_of(connection, rest))
-            found.update({key: it for key, it in summed.items() if it != Balances()})
+            found.update(retry(connection, lambda: _of_the_past(connection, rest)))
         return found
 
     # Filling hashes from the journal
@@ -769,6 +769,17 @@ class RedisLedger(Ledger):
                 f"The ledger's Redis did not answer ({type(error).__name__}). Nothing was sent "
                 "unless it was reserved before."
             ) from None
+
+
+def _of_the_past(
+    connection: BaseDatabaseWrapper, keys: Sequence[BalanceKey]
+) -> dict[BalanceKey, Balances]:
+    """Return what balances hold that Redis keeps no more: by the journal, or as it was copied."""
+    whole = whole_since(connection.alias)
+    purged = [key for key in keys if whole is not None and key.first_day < whole]
+    summed = journals.balances_of(connection, set(keys).difference(purged))
+    counted = {key: it for key, it in summed.items() if it != Balances()}
+    return {**counted, **mirrored(connection, purged)}
 
 
 def _hashes(keys: Iterable[BalanceKey]) -> list[Hash]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ai_budget.models.alerts import Alert, AlertDelivery
 from ai_budget.models.batches import Batch, BatchItem, BatchSubmission
 from ai_budget.models.budgets import DowngradeRung, FeatureBudget, LimitOverride, UserQuota
 from ai_budget.models.calls import CallLog
@@ -18,6 +19,8 @@ from ai_budget.models.totals import (
 from ai_budget.models.windows import RateBucket, SpendWindow
 
 __all__ = [
+    "Alert",
+    "AlertDelivery",
     "Batch",
     "BatchItem",
     "BatchSubmission",

@@ -46,6 +46,9 @@ ALIASES = {
 WEB_SEARCHES = 10 * money.NANO_PER_USD
 """A thousand web searches, where the library is silent (it is for Bedrock and Vertex)."""
 
+DEAREST = "dearest known"
+"""The source of the prices of a model that has none of its own, where such are allowed."""
+
 WIDEST_WINDOW = 1_000_000
 """The context window of the current models, in tokens: assumed where the library is silent."""
 
@@ -203,6 +206,13 @@ def resolve(
         if start <= at < end:
             return rates
     return _resolve(model, provider, region, at, prices)
+
+
+def published(
+    model: str, *, at: datetime | None = None, provider: str = "anthropic"
+) -> ModelRates | None:
+    """Return what anybody pays at a moment, without rates of one's own; None where nobody says."""
+    return _from_library(model, provider, periods.now() if at is None else at)
 
 
 def forget() -> None:
@@ -405,7 +415,7 @@ def _dearest(model: str, provider: str, at: datetime, own: Sequence[ModelRate]) 
     return ModelRates(
         model=model,
         provider=provider,
-        source="dearest known",
+        source=DEAREST,
         standard=(Band(above=0, rates=_highest(standard)),),
         fast=(Band(above=0, rates=_highest(standard + fast)),),
         web_searches=max(rates.web_searches for rates in known),

@@ -85,7 +85,7 @@ class Callers:
         if not self._have_totals:
             rows = dict(_read(self._of_calls))
             return len(rows), sum(it.spend_nanousd for it in rows.values())
-        count = Count("pk") if self._one_window else Count(self.column, distinct=True)
+        count = Count("*") if self._one_window else Count(self.column, distinct=True)
         kept = self._kept.aggregate(callers=count, spend=Total("cost_nanousd", default=0))
         before = self._named(self._changes)
         after = self._changed(before)

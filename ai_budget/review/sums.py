@@ -7,7 +7,7 @@ themselves, plus what is in flight. All of it is read as it was at one moment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
@@ -170,23 +170,29 @@ class Reading:
         return {key: cost for key, cost in spent.items() if cost}
 
     def quarters(
-        self, spans: Iterable[tuple[datetime, datetime]], *, feature: str = SITE
+        self,
+        spans: Iterable[tuple[datetime, datetime]],
+        *,
+        features: Collection[str] | None = None,
     ) -> dict[tuple[datetime, str], int]:
         """Return the nano-dollars that features spent, by the start of quarter-hours.
 
-        The ranges begin and end at quarter-hours.
+        The ranges begin and end at quarter-hours; None is every feature.
         """
-        among, own = Q(pk__in=()), _of_feature(feature)
+        among = Q(pk__in=())
         spans = list(spans)
         for since, until in spans:
             among |= Q(start__gte=since, start__lt=until)
-        rows = QuarterTotal.objects.using(self.alias).filter(among, PAID, own).order_by()
+        if features is not None:
+            among &= Q(feature__in=features)
+        rows = QuarterTotal.objects.using(self.alias).filter(among, PAID).order_by()
         found = rows.values_list("start", "feature").annotate(cost=Total("cost_nanousd"))
         spent = {(start, name): int(cost) for start, name, cost in found}
         for cell in self._changed:
-            if cell.is_of(feature) and any(since <= cell.at < until for since, until in spans):
-                key = (cell.at, cell.alike[_FEATURE])
-                spent[key] = spent.get(key, 0) + cell.row[_SPEND]
+            name = cell.alike[_FEATURE]
+            own = features is None or name in features
+            if own and any(since <= cell.at < until for since, until in spans):
+                spent[cell.at, name] = spent.get((cell.at, name), 0) + cell.row[_SPEND]
         return {key: cost for key, cost in spent.items() if cost}
 
     # Callers

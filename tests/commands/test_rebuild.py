@@ -19,8 +19,10 @@ from pytest_django.fixtures import Settings
 
 from ai_budget import periods
 from ai_budget.ledger import base as ledgers
-from ai_budget.models import SpendWindow
+from ai_budget.models import DayTotal, SpendWindow, UserTotal
+from ai_budget.review import rollups
 from ai_budget.values import Charge, Difference
+from tests.factories import UserFactory
 from tests.ledger.given import (
     CHAT,
     NOON,
@@ -299,3 +301,23 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(args: list[str]) -> No
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: ")
     assert len(ended.stderr.splitlines()) == 1
+
+
+# Totals ------------------------------------------------------------------------------------------
+
+
+def test_totals_that_are_wrong_are_recreated_from_the_calls() -> None:
+    spend(charge=Charge(feature="chat", user_id=UserFactory.create().pk))
+    rollups.add_up()
+    DayTotal.objects.update(cost_nanousd=1)
+    UserTotal.objects.filter(period="month").delete()
+
+    printed, message, code = check()
+    mended = rebuild()
+
+    assert f"totals {NOON.date()}: not the sum of the calls\n" in printed
+    assert (message, code) == ("the totals of 2 days are wrong", 1)
+    assert "The totals of 2 days are right again.\n" in mended
+    assert DayTotal.objects.get().cost_nanousd == 1_250_000_000
+    assert UserTotal.objects.get(period="month").cost_nanousd == 1_250_000_000
+    assert rebuild() == RIGHT

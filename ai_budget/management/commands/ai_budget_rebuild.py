@@ -6,13 +6,17 @@ from datetime import date
 from typing import Any
 
 from django.core.management.base import CommandParser
+from django.db import connections
 
 from ai_budget import money, periods
 from ai_budget.conf import conf
 from ai_budget.exceptions import CallInsideTransaction, LedgerUnavailable
 from ai_budget.ledger import base as ledgers
+from ai_budget.ledger.connection import retry
+from ai_budget.ledger.kept import whole_since
 from ai_budget.management.plain import PlainCommand, WrongArgument, parse_day
 from ai_budget.periods import Period
+from ai_budget.review import rollups
 from ai_budget.values import BalanceKey, Difference
 
 DIFFERENT = 1
@@ -25,8 +29,9 @@ class Command(PlainCommand):
     """Prints each difference on stdout. Arguments that make no sense: one line, exit 2."""
 
     help = (
-        "Make every balance the sum of the call log again, while calls go on. Refusals are "
-        "counted in the balances alone and stay as they are."
+        "Make every balance the sum of the call log again, while calls go on, and recreate the "
+        "totals that reports read. Refusals are counted in the balances alone and stay as they "
+        "are."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -50,9 +55,21 @@ class Command(PlainCommand):
             since = _since(options["since"])
         except WrongArgument as error:
             self.fail(str(error))
+        balances = self._balances(since, check=options["check"])
+        totals = self._totals(since, check=options["check"])
+        if options["check"] and (balances or totals):
+            wrong = [it for it in (balances, totals) if it]
+            self.fail(" and ".join(wrong), code=DIFFERENT)
+
+    def _balances(self, since: date, *, check: bool) -> str:
+        """Compare or mend balances; return how many are wrong, in words."""
         ledger = ledgers.current()
-        compare = ledger.differences if options["check"] else ledger.rebuild
+        compare = ledger.differences if check else ledger.rebuild
         try:
+            whole = _whole_since(ledger.alias)
+            if whole is not None and since < whole:
+                self.print(f"Calls before {whole} were purged: those balances stay as they are.")
+                since = whole
             found = compare(since)
         except (CallInsideTransaction, LedgerUnavailable) as error:
             self.fail(str(error))
@@ -60,10 +77,23 @@ class Command(PlainCommand):
             self.print(_line(difference))
         if not found:
             self.print(f"Every balance since {since} is the sum of the call log.")
-        elif options["check"]:
-            self.fail(f"{_balances(len(found))} wrong", code=DIFFERENT)
-        else:
+        elif not check:
             self.print(f"{_balances(len(found))} right again.")
+        return f"{_balances(len(found))} wrong" if found else ""
+
+    def _totals(self, since: date, *, check: bool) -> str:
+        """Compare or recreate totals; return how many days are wrong, in words."""
+        try:
+            wrong = rollups.differences(since)
+            if wrong and not check:
+                rollups.rebuild(min(wrong))
+        except (CallInsideTransaction, LedgerUnavailable) as error:
+            self.fail(str(error))
+        for day in wrong:
+            self.print(f"totals {day}: not the sum of the calls")
+        if wrong and not check:
+            self.print(f"The totals of {_days(len(wrong))} right again.")
+        return f"the totals of {_days(len(wrong))} wrong" if wrong else ""
 
 
 def _since(value: Any) -> date:
@@ -78,8 +108,16 @@ def _since(value: Any) -> date:
     return first
 
 
+def _whole_since(alias: str) -> date | None:
+    return retry(connections[alias], lambda: whole_since(alias))
+
+
 def _balances(number: int) -> str:
     return "1 balance is" if number == 1 else f"{number} balances are"
+
+
+def _days(number: int) -> str:
+    return "1 day are" if number == 1 else f"{number} days are"
 
 
 def _line(difference: Difference) -> str:

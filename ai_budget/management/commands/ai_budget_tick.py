@@ -11,9 +11,11 @@ from django.core.management.base import CommandParser
 
 from ai_budget import batches
 from ai_budget.exceptions import CallInsideTransaction, LedgerUnavailable
+from ai_budget.guard.overdue import settle_overdue
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.base import Ledger
 from ai_budget.management.plain import PlainCommand
+from ai_budget.review import alerts, deliveries, rollups
 
 log = logging.getLogger("ai_budget")
 
@@ -23,7 +25,8 @@ class Command(PlainCommand):
 
     help = (
         "Send batches and read their results; book, at their bound, calls whose worker never came "
-        "back; drop what counts no more."
+        "back; drop what counts no more; bring totals up to date; raise alerts and deliver "
+        "them."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -48,6 +51,13 @@ class Command(PlainCommand):
             self._settle_overdue(ledger, always_say=options["verbosity"] > 1)
         with work.going_on():
             ledger.tidy()
+        with work.going_on():
+            rollups.add_up()
+        with work.going_on():
+            alerts.evaluate()
+        # Last, so that a notifier whose server is dead holds nothing else up.
+        with work.going_on():
+            deliveries.deliver()
         if work.faults:
             raise work.faults[0]
         if work.failures:
@@ -56,7 +66,7 @@ class Command(PlainCommand):
     def _settle_overdue(self, ledger: Ledger, *, always_say: bool) -> None:
         settled = 0
         try:
-            while batch := ledger.settle_overdue():
+            while batch := settle_overdue(ledger):
                 settled += batch
         finally:
             if settled or always_say:

@@ -1,11 +1,13 @@
 """Batches and periodic work as Celery tasks: thin, and safe to run twice.
 
-Have ``ai_budget.tick`` run every minute or so, by Celery beat. With QUEUE "celery" a batch is sent
-as soon as it was submitted; else, and where a task was lost, by the next tick.
+Have ``ai_budget.tick`` run every minute or so, by Celery beat, and ``ai_budget.monthly_report``
+once a month. With QUEUE "celery" a batch is sent as soon as it was submitted; else, and where a
+task was lost, by the next tick.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,6 +15,9 @@ from celery import shared_task
 from django.core.management import call_command
 
 from ai_budget import batches
+from ai_budget.review.mailing import admins
+
+log = logging.getLogger("ai_budget")
 
 PATIENCE = 2.0
 """Seconds that a broker which does not answer may keep a request waiting."""
@@ -36,6 +41,17 @@ def tick() -> None:
         send(batches.due())
     finally:
         call_command("ai_budget_tick", leave_batches=True, verbosity=0)
+
+
+# Once a month, by beat: run twice it would be sent twice.
+@shared_task(name="ai_budget.monthly_report", acks_late=False, ignore_result=True)
+def monthly_report() -> None:
+    """Send the report of last month to ADMINS."""
+    addresses = admins()
+    if not addresses:
+        log.warning("Nobody is in ADMINS, so nobody is sent the monthly report.")
+        return
+    call_command("cost_report", month="last", email=addresses, verbosity=0)
 
 
 def send(submission_ids: Collection[int]) -> None:

@@ -53,6 +53,15 @@ STORE_TESTS = [
     "tests/whole",
 ]
 """What PostgreSQL and MariaDB run with ``AI_BUDGET_TEST_BREADTH=stores``: what is about a store."""
+ONE_STORE_TESTS = [
+    "tests/conversation",
+    "tests/example",
+    "tests/pricing/test_bound.py",
+    "tests/pricing/test_bound_holds.py",
+    "tests/pricing/test_monthly.py",
+    "tests/testing",
+]
+"""What PostgreSQL and MariaDB leave to SQLite: it reaches a database by what is tested there."""
 USER_MODEL_TESTS = ["tests/models", "tests/admin", "tests/review", "tests/commands"]
 ONLY_DATABASE = {"AI_BUDGET_TEST_ONLY": "database"}
 """The environment of a run that leaves what reaches no database to the first (``conftest``)."""
@@ -176,6 +185,9 @@ def plan(arguments: Sequence[str]) -> Plan:
     store_tests = STORE_TESTS if stores_alone else []
     if stores_alone:
         unused["the tests of pages and verbs on PostgreSQL and MariaDB"] = "only their stores' were"
+    left_to_sqlite = [] if paths_given else ONE_STORE_TESTS
+    if left_to_sqlite:
+        unused["on PostgreSQL and MariaDB"] = f"{', '.join(left_to_sqlite)}: SQLite's run has them"
     databases: list[tuple[str, str, Callable[[], str]]] = [
         ("PostgreSQL", "postgresql", postgresql_version),
         ("MariaDB", "mariadb", mariadb_version),
@@ -188,7 +200,8 @@ def plan(arguments: Sequence[str]) -> Plan:
         else:
             exercised.append(found)
             environment = {"AI_BUDGET_TEST_DB": backend, **ONLY_DATABASE}
-            runs.append(Run(name=found, environment=environment, paths=store_tests))
+            paths = store_tests or [f"--ignore={path}" for path in left_to_sqlite]
+            runs.append(Run(name=found, environment=environment, paths=paths))
 
     variants = {
         "the model tests with a custom user model": Run(

@@ -11,7 +11,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from ai_budget import money
-from ai_budget.review.queries import LimitUse
+from ai_budget.review.balances import LimitUse
 
 EMPTY = "–"
 _WARN_FROM = 80

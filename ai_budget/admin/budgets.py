@@ -24,14 +24,11 @@ from django.utils.translation import gettext_lazy, ngettext
 from ai_budget import money, periods
 from ai_budget.admin.amounts import EMPTY, UsdInput, bar, price
 from ai_budget.admin.history import ValuesInHistory, change
+from ai_budget.admin.user_spend import may_see_spend, user_url
 from ai_budget.models import CallLog, DowngradeRung, FeatureBudget, LimitOverride, UserQuota
 from ai_budget.models.fields import UsdField
-from ai_budget.review.queries import (
-    WORTH_CACHING_PERCENT,
-    BudgetUse,
-    balances_today_and_month,
-    caching_of,
-)
+from ai_budget.review.balances import BudgetUse, balances_today_and_month
+from ai_budget.review.caching import WORTH_CACHING_PERCENT, caching_of
 from ai_budget.service import forget_answers
 from ai_budget.values import SITE
 
@@ -278,7 +275,15 @@ class UserQuotaAdmin(ValuesInHistory):
         "tokens_per_minute",
     )
     formfield_overrides = _USD_INPUTS
-    list_display = ("whom", "feature", "unlimited", "calls_a_day", "daily_limit", "monthly_limit")
+    list_display = (
+        "whom",
+        "feature",
+        "unlimited",
+        "calls_a_day",
+        "daily_limit",
+        "monthly_limit",
+        "spend_link",
+    )
     list_filter = ("feature",)
     list_select_related = ("user", "group", "feature")
     # A raw key works with every user model; autocomplete needs one that is in the admin.
@@ -287,6 +292,12 @@ class UserQuotaAdmin(ValuesInHistory):
 
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
         return (f"user__{get_user_model().USERNAME_FIELD}", "feature__name")
+
+    def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
+        columns = tuple(super().get_list_display(request))
+        if may_see_spend(request, self.admin_site):
+            return columns
+        return tuple(column for column in columns if column != "spend_link")
 
     @admin.display(description=gettext_lazy("whom"), ordering="key")
     def whom(self, quota: UserQuota) -> str:
@@ -303,6 +314,14 @@ class UserQuotaAdmin(ValuesInHistory):
     @admin.display(description=gettext_lazy("monthly limit"), ordering="monthly_limit_usd")
     def monthly_limit(self, quota: UserQuota) -> str:
         return price(quota.monthly_limit_usd)
+
+    @admin.display(description=gettext_lazy("spend"), empty_value="")
+    def spend_link(self, quota: UserQuota) -> SafeString | None:
+        if quota.user_id is None:
+            return None
+        return format_html(
+            '<a href="{}">{}</a>', user_url(self.admin_site, quota.user_id), _("Spend")
+        )
 
 
 def _use(budget: FeatureBudget) -> BudgetUse:

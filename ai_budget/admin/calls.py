@@ -19,13 +19,18 @@ from ai_budget import money
 from ai_budget.admin.amounts import EMPTY, count, exact_usd, milliseconds
 from ai_budget.admin.filters import (
     BatchCallsFilter,
+    DowngradeFilter,
     FeatureFilter,
     ModelFilter,
     ReservedFilter,
+    SavingFilter,
+    SubjectFilter,
+    TagFilter,
+    UserFilter,
 )
 from ai_budget.admin.large_tables import JournalAdmin
 from ai_budget.models import Batch, CallLog
-from ai_budget.review.queries import deleted_user
+from ai_budget.review.names import deleted_user
 
 _MOST_ATTEMPTS_SHOWN = 20
 
@@ -45,7 +50,19 @@ class CallLogAdmin(JournalAdmin):
         "cost",
         "latency",
     )
-    list_filter = (ReservedFilter, BatchCallsFilter, FeatureFilter, "status", "kind", ModelFilter)
+    list_filter = (
+        ReservedFilter,
+        BatchCallsFilter,
+        UserFilter,
+        SubjectFilter,
+        TagFilter,
+        DowngradeFilter,
+        SavingFilter,
+        FeatureFilter,
+        "status",
+        "kind",
+        ModelFilter,
+    )
     ordering = ("-id",)
     search_fields = ("request_id",)
     search_help_text = gettext_lazy("A request id or a call id, in full.")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from itertools import permutations
 from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.views.main import SEARCH_VAR, ChangeList
-from django.db.models import Q, QuerySet
+from django.db.models import F, Q, QuerySet, Value
+from django.db.models.fields.json import KeyTextTransform
+from django.db.models.lookups import Exact
 from django.http import HttpRequest
+from django.utils import formats
 from django.utils.translation import gettext_lazy as _
 
 from ai_budget import periods
@@ -23,14 +27,25 @@ from ai_budget.models import (
     ModelRate,
     SpendWindow,
 )
+from ai_budget.review.callers import user_by_key
+from ai_budget.review.names import deleted_user
 from ai_budget.values import SITE
 
 BATCH = "batch"
 """The parameter that names the batch whose calls or items are shown."""
 
+ANY = "yes"
+"""What a filter is asked for that has no certain value."""
+
+SINCE, UNTIL = "since", "until"
+"""The parameters of a range of one's own, ``[since, until)``: days or moments, in ISO format."""
+
 
 class _DefaultedFilter(admin.SimpleListFilter):
     """A filter that always filters: its first choice is what a bare address shows."""
+
+    rivals: tuple[str, ...] = ()
+    """Parameters that a choice takes out of the address."""
 
     def chosen(self) -> str:
         """Return the choice in force, the first where the address names none that exists."""
@@ -41,19 +56,31 @@ class _DefaultedFilter(admin.SimpleListFilter):
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         name = self.parameter_name or ""
         for index, (key, title) in enumerate(self.lookup_choices):
+            own = {name: key if index else None}
             yield {
                 "selected": self.chosen() == str(key),
-                "query_string": changelist.get_query_string({name: key if index else None}),
+                "query_string": changelist.get_query_string(own, self.rivals),
                 "display": title,
             }
 
 
 class ReservedFilter(_DefaultedFilter):
-    """The last seven days unless asked otherwise, so that a page reads recent rows alone."""
+    """The last seven days unless asked otherwise, so that a page reads recent rows alone.
+
+    A range of one's own, which links name by ``since`` and ``until``, wins over the choices.
+    """
 
     title = _("time")
     parameter_name = "reserved"
     column = "reserved_at"
+    rivals = (SINCE, UNTIL)
+
+    def __init__(
+        self, request: HttpRequest, params: dict[str, Any], model: Any, model_admin: Any
+    ) -> None:
+        since, until = (params.pop(name, [""])[-1] for name in (SINCE, UNTIL))
+        self._own = _moment(since), _moment(until)
+        super().__init__(request, params, model, model_admin)
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
         return [
@@ -64,12 +91,24 @@ class ReservedFilter(_DefaultedFilter):
             ("all", _("Any time")),
         ]
 
+    def expected_parameters(self) -> list[str | None]:
+        return [self.parameter_name, *self.rivals]
+
     def chosen(self) -> str:
+        if any(self._own):
+            return _OWN
         # Who looks for one request by its id, or for one batch, means it wherever it is.
         one = self.request.GET.get(SEARCH_VAR) or self.request.GET.get(BATCH)
         if self.value() is None and one:
             return "all"
         return super().chosen()
+
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        yield from super().choices(changelist)
+        if any(self._own):
+            since, until = ("…" if at is None else _shown(at) for at in self._own)
+            own = changelist.get_query_string()
+            yield {"selected": True, "query_string": own, "display": f"{since} – {until}"}
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         since, until = self._range()
@@ -91,8 +130,30 @@ class ReservedFilter(_DefaultedFilter):
                 return periods.month(month.start - timedelta(days=1), zone).start, month.start
             case "all":
                 return None, None
+            case "own":
+                return self._own
             case _:
                 return now - timedelta(days=7), None
+
+
+_OWN = "own"
+
+
+def _moment(text: str) -> datetime | None:
+    """Return the start of a day, in the zone that limits count in, or a moment; None of others."""
+    try:
+        if len(text) == len("2026-10-15"):
+            return periods.midnight(date.fromisoformat(text), conf.TIME_ZONE)
+        at = datetime.fromisoformat(text)
+        return at.astimezone(UTC) if at.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _shown(at: datetime) -> str:
+    local = at.astimezone(conf.TIME_ZONE)
+    day = formats.date_format(local, "SHORT_DATE_FORMAT")
+    return day if not (local.hour or local.minute) else f"{day} {local:%H:%M}"
 
 
 class CreatedFilter(ReservedFilter):
@@ -132,13 +193,7 @@ class ModelFilter(admin.SimpleListFilter):
     parameter_name = "model"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        budgets, rungs, rates = (
-            table.objects.order_by().values_list("model")
-            for table in (FeatureBudget, DowngradeRung, ModelRate)
-        )
-        named = budgets.union(rungs, rates).order_by("model")
-        models = {model for (model,) in named} | {conf.DEFAULT_MODEL, *conf.TIERS}
-        return [(model, model) for model in sorted(models) if model]
+        return [(model, model) for model in sorted(models_named())]
 
     def queryset(
         self, request: HttpRequest, queryset: QuerySet[CallLog]
@@ -147,20 +202,35 @@ class ModelFilter(admin.SimpleListFilter):
         return None if value is None else queryset.filter(model=value)
 
 
-class _BatchFilter(admin.SimpleListFilter):
-    """One batch, named in the address: links lead here, and it can be taken off again."""
+class _LinkedFilter(admin.SimpleListFilter):
+    """One value, named in the address: links lead here, and it can be taken off again."""
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        value = self.value()
+        return [] if value is None else [(value, self.shown(value))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        value = self.value()
+        return None if value is None else self.matching(queryset, value)
+
+    def shown(self, value: str) -> Any:
+        """Return the value for people."""
+        return value
+
+    def matching(self, queryset: QuerySet[Any], value: str) -> QuerySet[Any]:
+        raise NotImplementedError
+
+
+class _BatchFilter(_LinkedFilter):
+    """One batch."""
 
     title = _("batch")
     parameter_name = BATCH
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        value = self.value()
-        return [] if value is None else [(value, f"#{value}")]
+    def shown(self, value: str) -> str:
+        return f"#{value}"
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
-        value = self.value()
-        if value is None:
-            return None
+    def matching(self, queryset: QuerySet[Any], value: str) -> QuerySet[Any]:
         batch = Batch.objects.filter(pk=value).first() if value.isdecimal() else None
         return queryset.none() if batch is None else self.of_batch(queryset, batch)
 
@@ -189,6 +259,100 @@ class BatchCallsFilter(_BatchFilter):
             Q(call_id=batch.call_id) | Q(call_id__in=of_items),
             reserved_at=batch.reserved_at,
         )
+
+
+class UserFilter(_LinkedFilter):
+    """One user, also one whose account is gone."""
+
+    title = _("user")
+    parameter_name = "user"
+
+    def shown(self, value: str) -> str:
+        try:
+            key, user = user_by_key(value)
+        except LookupError:
+            return value
+        return deleted_user(key) if user is None else user.get_username()
+
+    def matching(self, queryset: QuerySet[CallLog], value: str) -> QuerySet[CallLog]:
+        try:
+            key, _user = user_by_key(value)
+        except LookupError:
+            return queryset.none()
+        return queryset.filter(user_id=key)
+
+
+class SubjectFilter(_LinkedFilter):
+    """One subject."""
+
+    title = _("subject")
+    parameter_name = "subject"
+
+    def matching(self, queryset: QuerySet[CallLog], value: str) -> QuerySet[CallLog]:
+        return queryset.filter(subject=value)
+
+
+class TagFilter(_LinkedFilter):
+    """One tag, as ``name=value``."""
+
+    title = _("tag")
+    parameter_name = "tag"
+
+    def matching(self, queryset: QuerySet[CallLog], value: str) -> QuerySet[CallLog]:
+        tag = tag_of(value)
+        return queryset.none() if tag is None else queryset.filter(tagged(tag))
+
+
+class DowngradeFilter(_LinkedFilter):
+    """Calls that another model answered than the one they asked for, any or a certain one."""
+
+    title = _("model asked for")
+    parameter_name = "downgraded"
+
+    def shown(self, value: str) -> Any:
+        return _("not the one that answered") if value == ANY else value
+
+    def matching(self, queryset: QuerySet[CallLog], value: str) -> QuerySet[CallLog]:
+        others = queryset.exclude(model=F("requested_model"))
+        return others if value == ANY else others.filter(requested_model=value)
+
+
+class SavingFilter(_LinkedFilter):
+    """Calls that one lever, or several together, took something off."""
+
+    title = _("saved by")
+    parameter_name = "saved_by"
+
+    def matching(self, queryset: QuerySet[CallLog], value: str) -> QuerySet[CallLog]:
+        # A call names its levers in the order in which it met them.
+        levers = value.split(", ")[:_MOST_LEVERS]
+        return queryset.filter(saved_reason__in=map(", ".join, permutations(levers)))
+
+
+_MOST_LEVERS = 5
+
+
+def models_named() -> set[str]:
+    """Return the models that budgets, ladders, rates and settings name, in one query."""
+    budgets, rungs, rates = (
+        table.objects.order_by().values_list("model")
+        for table in (FeatureBudget, DowngradeRung, ModelRate)
+    )
+    named = {model for (model,) in budgets.union(rungs, rates).order_by("model")}
+    return (named | {conf.DEFAULT_MODEL, *conf.TIERS}) - {""}
+
+
+def tagged(tag: tuple[str, str]) -> Exact:
+    """Return the condition that calls have a tag, in words that every database knows."""
+    name, value = tag
+    return Exact(KeyTextTransform(name, "tags"), Value(value))
+
+
+def tag_of(text: str) -> tuple[str, str] | None:
+    """Return a tag that is written as ``name=value``, or None of anything else."""
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    return (name, value.strip()) if name and equals else None
 
 
 class PeriodFilter(_DefaultedFilter):

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from zoneinfo import ZoneInfo
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Q, QuerySet
+from django.db.models import Max, Min, Q, QuerySet
 from django.db.models.fields.json import KeyTextTransform
 from django.db.models.lookups import Exact
 
@@ -135,6 +135,7 @@ class Reading:
         self.alias = connection.alias
         self.zone = conf.TIME_ZONE
         self.now = periods.now()
+        self._spends: dict[date, list[_Spend]] = {}
         self._caller_changes: dict[Any, Mapping[tuple[date, Any], CallerFigures]] = {}
 
     def total(self, span: Span) -> Figures:
@@ -162,9 +163,12 @@ class Reading:
         }
 
     def spend(self, span: Span, *columns: str) -> dict[tuple[Any, ...], int]:
-        """Return the nano-dollars that were spent, by columns; quicker than all figures."""
+        """Return the nano-dollars that were spent, by columns; quicker than all figures.
+
+        By day, feature, category and model it reads each day once, however often it is asked.
+        """
         spent: dict[tuple[Any, ...], int] = {}
-        for source in self._sources(span, in_flight=False):
+        for source in self._sources(span, in_flight=False, by=columns):
             for key, cost in source.spend(columns):
                 spent[key] = spent.get(key, 0) + cost
         return {key: cost for key, cost in spent.items() if cost}
@@ -280,13 +284,19 @@ class Reading:
 
     # Where a span's figures are
 
-    def _sources(self, span: Span, *, in_flight: bool = True) -> Iterator[_Rows | _Cells]:
+    def _sources(
+        self, span: Span, *, in_flight: bool = True, by: Sequence[str] | None = None
+    ) -> Iterator[_Rows | _Cells | _Spends]:
         if span.user_id is not None or span.tag is not None:
             yield _Rows(rows=self.calls_of(span), measures=_OF_CALLS)
             return
         # Another zone's days are not ours; quarter-hours are everybody's.
         cover = cover_of(span, self.zone, days=self.state.zone == str(self.zone))
         for first, after in cover.days:
+            if by is not None and _SPEND_BY.issuperset(by):
+                days = self._spend_of_days(first, after)
+                yield _Spends([it for it in days if it.is_about(span)])
+                continue
             rows = self._about(DayTotal.objects.using(self.alias), span, "day", first, after)
             yield _Rows(rows=rows, measures=_OF_TOTALS)
         for since, until in cover.quarters:
@@ -301,6 +311,34 @@ class Reading:
         if in_flight:
             inside = (it for it in self._in_flight if span.since <= it.at < span.until)
             yield _Cells([it for it in inside if it.is_about(span)])
+
+    def _spend_of_days(self, first: date, after: date) -> Iterator[_Spend]:
+        """Yield what the totals say of days; those that were read before are not read again."""
+        # Of days without a call there is nothing to read, and of years of them no list to make.
+        known = self._known_days
+        if known is None:
+            return
+        first, after = max(first, known[0]), min(after, known[1] + timedelta(days=1))
+        days = [first + timedelta(days=number) for number in range((after - first).days)]
+        missing = [day for day in days if day not in self._spends]
+        if missing:
+            for day in missing:
+                self._spends[day] = []
+            rows = DayTotal.objects.using(self.alias).filter(
+                PAID, day__gte=missing[0], day__lte=missing[-1], day__in=missing
+            )
+            by = ("day", "feature", "category", "model")
+            summed = rows.order_by().values(*by).annotate(cost=Total("cost_nanousd"))
+            for values in summed.values_list(*by, "cost"):
+                self._spends[values[0]].append(_Spend(*values))
+        for day in days:
+            yield from self._spends[day]
+
+    @cached_property
+    def _known_days(self) -> tuple[date, date] | None:
+        """The first and the last day that there are totals of."""
+        days = DayTotal.objects.using(self.alias).aggregate(first=Min("day"), last=Max("day"))
+        return None if days["first"] is None else (days["first"], days["last"])
 
     def calls_of(self, span: Span) -> QuerySet[CallLog]:
         """Return the calls of a span themselves."""
@@ -465,6 +503,38 @@ class _Cell:
 
     def key(self, columns: Sequence[str]) -> tuple[Any, ...]:
         return tuple(self.day if name == DAY else self.alike[ALIKE.index(name)] for name in columns)
+
+
+class _Spend(NamedTuple):
+    """The nano-dollars of a day's calls that are alike."""
+
+    day: date
+    feature: str
+    category: str
+    model: str
+    nanousd: int
+
+    def is_about(self, span: Span) -> bool:
+        named = span.feature in (SITE, self.feature, self.category)
+        return named and span.model in ("", self.model)
+
+
+_SPEND_BY = frozenset(_Spend._fields[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Spends:
+    """What was spent, as it was read before."""
+
+    spends: Sequence[_Spend]
+
+    def grouped(self, columns: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], list[int]]]:
+        raise NotImplementedError("These are no figures but what was spent.")
+
+    def spend(self, columns: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], int]]:
+        places = [_Spend._fields.index(name) for name in columns]
+        for it in self.spends:
+            yield tuple(it[place] for place in places), it.nanousd
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from ai_budget import periods
 from ai_budget.admin import FeatureBudgetAdmin
 from ai_budget.admin.amounts import bar, exact_usd, milliseconds, price, trimmed
 from ai_budget.models import DowngradeRung, FeatureBudget, LimitOverride, UserQuota
-from ai_budget.review.queries import LimitUse
+from ai_budget.review.balances import LimitUse
 from tests.admin.conftest import SignIn
 from tests.factories import (
     HAIKU,
@@ -298,7 +298,7 @@ def test_the_page_says_how_much_is_found_in_the_cache(root: Client) -> None:
 def test_the_page_says_that_a_cache_finds_too_little(
     root: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ai_budget.review.queries.ENOUGH_LOOKED_UP", 2)
+    monkeypatch.setattr("ai_budget.review.caching.ENOUGH_LOOKED_UP", 2)
     chat = FeatureBudgetFactory.create(name="chat")
     CallLogFactory.create_batch(2, feature=chat, cache_checked=True, reserved_at=periods.now())
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -11,11 +12,15 @@ from decimal import Decimal
 from io import StringIO
 from typing import Any
 
+import django
 import pytest
+from django.core.mail import EmailMessage
+from django.core.mail.backends.base import BaseEmailBackend
 from django.core.management import CommandError, call_command
 from pytest_django.fixtures import Settings
 
 from ai_budget import periods
+from ai_budget.management.plain import PlainCommand
 from tests.factories import CallLogFactory, FeatureBudgetFactory, UserFactory
 
 NOW = datetime(2026, 10, 15, 12, tzinfo=UTC)
@@ -139,7 +144,7 @@ WRONG = [
     (["--feature=unheard-of"], "no feature 'unheard-of'"),
     (["--top=0"], "--top must be"),
     (["--top=many"], "--top must be"),
-    (["--format=xml"], "--format must be table, json or csv"),
+    (["--format=xml"], "--format must be table, json, csv, markdown, html or focus"),
     (["--unheard-of"], "unrecognized arguments"),
     (["--month"], "expected one argument"),
 ]
@@ -203,3 +208,131 @@ def test_a_reader_who_leaves_early_causes_no_noise() -> None:
         noise = process.stderr.read()
 
     assert (noise, process.returncode) == (b"", 0)
+
+
+# Formats ----------------------------------------------------------------------------------------
+
+
+def test_every_format_is_there() -> None:
+    CallLogFactory.create()
+
+    assert report("--format=markdown").startswith("# AI spend in 2026-10 (UTC)\n")
+    assert report("--format=html").startswith("<!DOCTYPE html>\n")
+    assert report("--format=focus").startswith("BilledCost,")
+    assert report("--format=csv").startswith("section,name,metric,value\n")
+
+
+def test_focus_says_what_the_report_says() -> None:
+    for number in range(3):
+        at = NOW.replace(day=1 + number)
+        CallLogFactory.create(reserved_at=at, cost_nanousd=1_234_567_891)
+    CallLogFactory.create(feature__name="search", cost_nanousd=5)
+
+    rows = list(csv.DictReader(StringIO(report("--format=focus", "--feature=chat"))))
+
+    billed = sum(Decimal(row["BilledCost"]) for row in rows)
+    assert str(billed) == total("--feature=chat")["spend_usd"] == "3.703703673"
+
+
+def test_a_long_csv_is_never_in_memory_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(400):
+        CallLogFactory.create(subject=f"tenant-{number}", cost_nanousd=number)
+    monkeypatch.setattr("ai_budget.management.commands.cost_report._PIECE", 1_000)
+    written: list[str] = []
+    monkeypatch.setattr(PlainCommand, "write", lambda _self, text: written.append(text))
+
+    call_command("cost_report", format="csv", top=1000)
+
+    assert len(written) > 20
+    assert max(map(len, written)) < 1_500
+    assert "".join(written).count("\nsubjects,") == 800
+
+
+# E-mail -----------------------------------------------------------------------------------------
+
+
+LOCMEM = "django.core.mail.backends.locmem.EmailBackend"
+
+
+@pytest.fixture
+def mailers(settings: Settings) -> None:
+    """Configure mail as Django does from 6.1 on; versions before do not know the setting."""
+    settings.MAILERS = {"default": {"BACKEND": LOCMEM}}
+
+
+@pytest.mark.usefixtures("mailers")
+def test_a_report_is_sent_instead_of_printed(mailoutbox: list[EmailMessage]) -> None:
+    CallLogFactory.create(user=UserFactory.create(username="<b>anna</b>"))
+
+    out = report("--month=2026-10", "--email=anna@example.com", "--email=ben@example.com")
+
+    assert out == "Sent to anna@example.com, ben@example.com.\n"
+    (message,) = mailoutbox
+    assert message.to == ["anna@example.com", "ben@example.com"]
+    assert message.subject == "AI spend in 2026-10 (UTC)"
+    assert message.body.startswith("AI spend in 2026-10 (UTC)\n")
+    assert "<b>anna</b>" in message.body
+    ((name, page, kind),) = message.attachments
+    assert (name, kind) == ("ai-spend-2026-10-01.html", "text/html")
+    assert isinstance(page, str)
+    assert "<svg" in page
+    assert "&lt;b&gt;anna" in page
+
+
+@pytest.mark.usefixtures("mailers")
+def test_an_address_is_given_once_and_quietly(mailoutbox: list[EmailMessage]) -> None:
+    assert report(email=["anna@example.com"] * 2, verbosity=0) == ""
+
+    assert mailoutbox[0].to == ["anna@example.com"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--email=anna"], "--email 'anna' is no address"),
+        (["--email=anna@example.com\nBcc: x@example.com"], "is no address"),
+        (["--email="], "is no address"),
+        (["--email=a@example.com", "--format=html"], "leave out --format"),
+        (["--email=a@example.com", "--month=2026-13"], "--month must be such as"),
+    ],
+)
+def test_nothing_is_sent_for_wrong_arguments(
+    args: list[str], message: str, mailoutbox: list[EmailMessage]
+) -> None:
+    with pytest.raises(CommandError, match=message) as caught:
+        call_command("cost_report", *args)
+
+    assert caught.value.returncode == 2
+    assert mailoutbox == []
+
+
+class BrokenBackend(BaseEmailBackend):
+    """A mail server that does not answer, or a library that fails in its own way."""
+
+    error: Exception = ConnectionRefusedError(111, "Connection\nrefused")
+
+    def send_messages(self, messages: Any) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BrokenBackend.error, "ConnectionRefusedError [Errno 111] Connection refused"),
+        (ValueError("key=s3cret"), "ValueError"),
+    ],
+)
+def test_a_mail_that_is_not_taken_is_one_line_and_code_1(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    backend = f"{__name__}.BrokenBackend"
+    if django.VERSION < (6, 1):
+        settings.EMAIL_BACKEND = backend
+    settings.MAILERS = {"default": {"BACKEND": backend}}
+    monkeypatch.setattr(BrokenBackend, "error", error)
+
+    with pytest.raises(CommandError) as caught:
+        call_command("cost_report", email=["anna@example.com"])
+
+    assert str(caught.value) == f"the report could not be sent: {said}"
+    assert caught.value.returncode == 1

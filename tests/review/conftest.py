@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ai_budget import periods
-from ai_budget.review.queries import Span
+from ai_budget.review.spans import Span
 
 NOW = datetime(2026, 10, 15, 12, tzinfo=UTC)
 

@@ -3,37 +3,63 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from django.utils import translation
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ai_budget import money
-from ai_budget.review.queries import (
+from ai_budget.review.attention import OverPlan, Spike
+from ai_budget.review.comparison import Change, Comparison
+from ai_budget.review.forecast import Forecast
+from ai_budget.review.pace import Against, BudgetPace, Week
+from ai_budget.review.refusals import Refusals
+from ai_budget.review.render import (
+    RENDERERS,
+    to_csv,
+    to_data,
+    to_html,
+    to_json,
+    to_markdown,
+    to_table,
+)
+from ai_budget.review.report import Report
+from ai_budget.review.spans import Span
+from ai_budget.review.spending import (
+    CategorySpend,
     Downgrade,
     FeatureSpend,
     ModelSpend,
-    Refusals,
-    Report,
     Saving,
     SubjectSpend,
     Total,
     UserSpend,
 )
-from ai_budget.review.render import RENDERERS, to_csv, to_data, to_json, to_table
 
 SPEND = 12_345_678_901
 
+OCTOBER = Span(since=datetime(2026, 10, 1, tzinfo=UTC), until=datetime(2026, 11, 1, tzinfo=UTC))
+
 EMPTY = Report(
-    since=datetime(2026, 10, 1, tzinfo=UTC),
-    until=datetime(2026, 11, 1, tzinfo=UTC),
+    since=OCTOBER.since,
+    until=OCTOBER.until,
     time_zone="UTC",
-    feature="*",
+    at=datetime(2026, 10, 15, 12, tzinfo=UTC),
+    span=OCTOBER,
     total=Total(),
+    comparison=Comparison(
+        since=datetime(2026, 9, 1, tzinfo=UTC),
+        until=datetime(2026, 9, 15, 12, tzinfo=UTC),
+        is_month=True,
+        same_days=True,
+        total=Change(name="*"),
+    ),
     features=(),
     users=(),
     subjects=(),
@@ -47,6 +73,7 @@ FULL = replace(
     total=Total(
         spend_nanousd=SPEND,
         held_nanousd=5,
+        in_flight=1,
         calls=1234,
         attempts=1300,
         cached=34,
@@ -107,10 +134,170 @@ FULL = replace(
         ),
     ),
     savings=(
-        Saving(lever="response cache", calls=34, saved_nanousd=2_600_000_000),
-        Saving(lever="prompt cache", calls=9, saved_nanousd=-100_000_000),
+        Saving(levers=("response cache",), calls=34, saved_nanousd=2_600_000_000),
+        Saving(levers=("prompt cache", "batch"), calls=9, saved_nanousd=-100_000_000),
+    ),
+    categories=(
+        CategorySpend(
+            category="product",
+            total_nanousd=SPEND,
+            spend_nanousd=SPEND,
+            calls=1234,
+            plan_nanousd=10_000_000_000,
+        ),
+        CategorySpend(category="", total_nanousd=SPEND),
+    ),
+    weeks=(
+        BudgetPace(
+            name="*",
+            against=Against.PLAN,
+            weeks=(
+                Week(
+                    since=date(2026, 10, 1),
+                    until=date(2026, 10, 8),
+                    spend_nanousd=4,
+                    expected_nanousd=4,
+                ),
+                Week(
+                    since=date(2026, 10, 8),
+                    until=date(2026, 10, 15),
+                    spend_nanousd=9,
+                    expected_nanousd=4,
+                ),
+            ),
+        ),
+        BudgetPace(
+            name="chat",
+            against=Against.LIMIT,
+            weeks=(
+                Week(
+                    since=date(2026, 10, 1),
+                    until=date(2026, 10, 8),
+                    spend_nanousd=1,
+                    expected_nanousd=4,
+                ),
+                Week(
+                    since=date(2026, 10, 8),
+                    until=date(2026, 10, 15),
+                    spend_nanousd=0,
+                    expected_nanousd=0,
+                    running=True,
+                ),
+            ),
+        ),
+    ),
+    comparison=replace(
+        EMPTY.comparison,
+        total=Change(name="*", spend_nanousd=SPEND, before_nanousd=10_000_000_000),
+        features=(
+            Change(name="chat", spend_nanousd=SPEND, before_nanousd=10_000_000_000),
+            Change(name="search", before_nanousd=1_000_000_000),
+            Change(name="new", spend_nanousd=1_000_000_000),
+        ),
+    ),
+    days={(date(2026, 10, 1), "chat"): SPEND},
+    forecast=Forecast(
+        name="*",
+        spent_nanousd=SPEND,
+        forecast_nanousd=26_000_000_000,
+        budget_nanousd=20_000_000_000,
+        plan_nanousd=30_000_000_000,
+    ),
+    forecasts=(Forecast(name="chat", spent_nanousd=SPEND, forecast_nanousd=26_000_000_000),),
+    attention=(
+        OverPlan(feature="product", spend_nanousd=SPEND, plan_nanousd=10_000_000_000),
+        Spike(
+            feature="chat",
+            since=datetime(2026, 10, 15, 11, tzinfo=UTC),
+            spend_nanousd=5_000_000_000,
+            usual_nanousd=100_000_000,
+        ),
     ),
 )
+
+
+TABLE = """\
+AI spend in 2026-10 (UTC)
+=========================
+
+Spend         $12.35
+Budget        $20.00, 61.7 % used
+Plan          $15.00, 82.3 % used
+Before        $10.00 (the same days before: 2026-09-01 to 2026-09-15), so +23.5 %
+Forecast      $26.00
+In flight     <$0.01 held by 1 call
+Saved         $2.50
+Calls         1,234, of which 34 from the cache
+Attempts      1,300
+Refused       7
+Active users  40, $0.3086 each
+
+Needs attention
+  - product spent $12.35, 123.5 % of its plan of $10.00.
+  - chat spent $5.00 in the hour from Oct. 15, 2026, 11 a.m. on; usual is $0.10.
+
+By category
+  Category           Spend    Share  Calls  Cached  Budget used  Plan used  Refused
+  product           $12.35  100.0 %  1,234       -            -  ! 123.5 %        0
+  (in no category)   $0.00    0.0 %      0       -            -          -        0
+  ! more than 120 % of the plan
+
+By feature
+  Feature   Spend    Share  Calls  Cached  Budget used  Plan used  Refused
+  chat     $12.35  100.0 %  1,234   2.8 %       61.7 %     82.3 %        7
+  search    $0.00    0.0 %      0       -            -          -        0
+
+Weekly pace
+  Budget          Against        10-01/07    10-08/14
+  the whole site  plan     on track 100 %  over 225 %
+  chat            limit        under 25 %    on track
+  Spend as a share of what the plan or limit has for those days; of a running week, for what has
+  passed of it.
+
+Beside the same days before: 2026-09-01 to 2026-09-15
+  Feature   Spend  Before  Difference    Change
+  chat     $12.35  $10.00       $2.35   +23.5 %
+  search    $0.00   $1.00      -$1.00  -100.0 %
+  new       $1.00   $0.00       $1.00         -
+
+Forecast for the month
+  Budget           Spent  Forecast   Of limit  Of plan
+  the whole site  $12.35    $26.00  ! 130.0 %   86.7 %
+  chat            $12.35    $26.00          -        -
+
+Most expensive users
+  User               Calls   Spend
+  anna                   3  $12.35
+  user 42 (deleted)      1  <$0.01
+
+Most expensive subjects
+  Subject   Calls   Spend
+  tenant-1      2  <$0.01
+
+By model
+  Model             Calls  Avg prompt  Avg output  Avg cost  1k output  Reads   Spend    Share
+  claude-haiku-5-5  1,234           0         400   $0.0103    $0.0257      -  $12.35  100.0 %
+  claude-opus-5-5       1           -           -         -          -      -   $0.00    0.0 %
+  Averages of paid calls. 1k output: all that was paid, by thousand tokens that came out. Reads:
+  prompt tokens that the API's prompt cache had.
+
+Refusals
+  Feature  Refused
+  chat           7
+
+Downgrades
+  Feature  Asked for        Answered by       Calls   Spend
+  chat     claude-opus-5-5  claude-haiku-5-5      2  <$0.01
+
+Savings
+  Lever                Calls   Saved
+  response cache          34   $2.60
+  prompt cache, batch      9  -$0.10
+
+Not worth caching: under 20 % found in 500 calls or more
+  Feature  Looked up  Found  Hit rate
+  chat         1,234     34     2.8 %
+"""
 
 
 def named(label: str) -> Report:
@@ -132,63 +319,13 @@ def cells(report: Report) -> list[list[str]]:
 
 
 def test_the_table_shows_every_section() -> None:
-    assert to_table(FULL) == (
-        """\
-AI spend in 2026-10 (UTC)
-=========================
-
-Spend         $12.35
-Budget        $20.00, 61.7 % used
-Plan          $15.00, 82.3 % used
-In flight     <$0.01 held
-Saved         $2.50
-Calls         1,234, of which 34 from the cache
-Attempts      1,300
-Refused       7
-Active users  40, $0.3086 each
-
-By feature
-  Feature   Spend    Share  Calls  Cached  Budget used  Plan used  Refused
-  chat     $12.35  100.0 %  1,234   2.8 %       61.7 %     82.3 %        7
-  search    $0.00    0.0 %      0       -            -          -        0
-
-Most expensive users
-  User               Calls   Spend
-  anna                   3  $12.35
-  user 42 (deleted)      1  <$0.01
-
-Most expensive subjects
-  Subject   Calls   Spend
-  tenant-1      2  <$0.01
-
-By model
-  Model             Calls  Avg output  Avg cost   Spend    Share
-  claude-haiku-5-5  1,234         400   $0.0103  $12.35  100.0 %
-  claude-opus-5-5       1           -         -   $0.00    0.0 %
-
-Refusals
-  Feature  Refused
-  chat           7
-
-Downgrades
-  Feature  Asked for        Answered by       Calls   Spend
-  chat     claude-opus-5-5  claude-haiku-5-5      2  <$0.01
-
-Savings
-  Lever           Calls   Saved
-  response cache     34   $2.60
-  prompt cache        9  -$0.10
-
-Not worth caching: under 20 % found in 500 calls or more
-  Feature  Looked up  Found  Hit rate
-  chat         1,234     34     2.8 %
-"""
-    )
+    assert to_table(FULL) == TABLE
 
 
 def test_an_empty_span_says_so() -> None:
     assert to_table(EMPTY) == "There were no calls in 2026-10 (UTC).\n"
-    day = replace(EMPTY, until=datetime(2026, 10, 2, tzinfo=UTC), feature="chat")
+    chat = replace(OCTOBER, feature="chat")
+    day = replace(EMPTY, until=datetime(2026, 10, 2, tzinfo=UTC), span=chat)
     assert to_table(day) == "There were no calls on 2026-10-01 (UTC), chat only.\n"
     days = replace(EMPTY, until=datetime(2026, 10, 15, tzinfo=UTC))
     assert to_table(days) == "There were no calls from 2026-10-01 to 2026-10-14 (UTC).\n"
@@ -302,9 +439,110 @@ def test_csv_of_an_empty_span_has_the_totals() -> None:
     rows = cells(EMPTY)
 
     assert ["total", "", "calls", "0"] in rows
-    assert {row[0] for row in rows[1:]} == {"report", "total"}
+    assert {row[0] for row in rows[1:]} == {"report", "total", "comparison"}
 
 
 @pytest.mark.parametrize("renderer", RENDERERS.values(), ids=RENDERERS.keys())
 def test_every_format_ends_its_last_line(renderer: Any) -> None:
-    assert renderer(FULL).endswith("\n")
+    assert "".join(renderer(FULL)).endswith("\n")
+
+
+# Markdown and HTML ------------------------------------------------------------------------------
+
+
+def test_markdown_has_every_section_as_a_table() -> None:
+    text = to_markdown(FULL)
+
+    titles = [line for line in TABLE.splitlines() if line and not line.startswith(" ")][13:]
+    assert all(f"## {title}" in text for title in titles)
+    assert "| product | $12.35 | 100.0 % | 1,234 | - | - | ! 123.5 % | 0 |" in text
+    assert "- product spent $12.35, 123.5 % of its plan of $10.00." in text
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a|b", r"a\|b"),
+        ("<script>&", r"\<script\>&amp;"),
+        ("[x](http://y)", r"\[x\](http://y)"),
+        ("*a*_b_`c`", r"\*a\*\_b\_\`c\`"),
+        ("two\nlines\r\n# more", r"two lines \# more"),
+    ],
+)
+def test_no_name_is_markup_in_markdown(name: str, shown: str) -> None:
+    text = to_markdown(named(name))
+
+    assert f"| {shown} | 3 | $12.35 |" in text.splitlines()
+
+
+def test_markdown_of_an_empty_span_says_so() -> None:
+    assert to_markdown(EMPTY) == "There were no calls in 2026-10 (UTC).\n"
+
+
+def test_html_needs_nothing_else() -> None:
+    page = to_html(FULL)
+
+    assert page.count("<svg") >= 2
+    assert not re.search(r"<link|<script|<img|<iframe|url\(|@import|\ssrc=|\sstyle=", page)
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)
+    titles = [line for line in TABLE.splitlines() if line and not line.startswith(" ")][13:]
+    assert all(f"<h2>{title}</h2>" in page for title in titles)
+
+
+def test_html_marks_what_is_over_its_plan() -> None:
+    (row,) = re.findall(r'<tr class="flagged">(?:(?!</tr>).)*product.*?</tr>', to_html(FULL))
+
+    assert "! 123.5 %" in row
+
+
+def test_no_name_is_markup_in_html() -> None:
+    name = "</style><script>alert(1)</script>&"
+    days = {(date(2026, 10, 1), name): SPEND}
+
+    page = to_html(replace(named(name), days=days))
+
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert page.count("</style>") == 1
+
+
+def test_html_of_an_empty_span_says_so() -> None:
+    page = to_html(EMPTY)
+
+    assert "There were no calls in 2026-10 (UTC)." in page
+    assert "<svg" not in page
+
+
+def test_what_is_for_people_speaks_their_language() -> None:
+    with translation.override("ar"):
+        page = to_html(FULL)
+
+    assert '<html lang="ar" dir="rtl">' in page
+
+
+def test_a_long_range_has_no_chart_of_days() -> None:
+    year = replace(FULL, until=datetime(2027, 10, 1, tzinfo=UTC))
+
+    assert "<svg" not in to_html(year)
+
+
+def test_only_the_latest_weeks_stand_beside_each_other() -> None:
+    first = FULL.weeks[0].weeks[0]
+    days = [date(2026, 8, 1) + timedelta(days=7 * number) for number in range(9)]
+    weeks = tuple(replace(first, since=day, until=day + timedelta(days=7)) for day in days)
+    long = replace(FULL, weeks=(replace(FULL.weeks[0], weeks=weeks),))
+
+    assert "09-26/02" in to_table(long)
+    assert "08-22/28" not in to_table(long)
+    assert len(to_data(long)["weeks"]) == 9
+
+
+def test_a_narrow_report_says_what_it_is_about() -> None:
+    span = replace(OCTOBER, feature="chat", model="claude-x", tag=("plan", "free"))
+
+    text = to_table(replace(FULL, span=span, total=replace(FULL.total, refused=None)))
+
+    title = "AI spend in 2026-10 (UTC), chat, claude-x, plan=free only"
+    assert text.startswith(f"{title}\n{'=' * len(title)}\n")
+    assert "\nBudget " not in text
+    assert "\nRefused " not in text

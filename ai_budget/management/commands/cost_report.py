@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from django.core.exceptions import ValidationError
 from django.core.management.base import CommandParser
+from django.core.validators import validate_email
 
 from ai_budget import periods
 from ai_budget.conf import conf
 from ai_budget.management.plain import PlainCommand, WrongArgument, parse_day
 from ai_budget.models import FeatureBudget
-from ai_budget.review.queries import Report, Span, cost_report
+from ai_budget.review.focus import focus_lines
+from ai_budget.review.mailing import message_of
 from ai_budget.review.render import RENDERERS
+from ai_budget.review.report import cost_report
+from ai_budget.review.spans import Span
 from ai_budget.values import SITE
+
+NOT_SENT = 1
+"""The exit code of a report that no mail server took."""
+
+_PIECE = 65_536
+
+_Printed = Callable[[Span, int], Iterable[str]]
+
+
+def _of_report(name: str) -> _Printed:
+    return lambda span, top: RENDERERS[name](cost_report(span, top=top))
+
+
+FORMATS: Mapping[str, _Printed] = {
+    **{name: _of_report(name) for name in RENDERERS},
+    "focus": lambda span, _top: focus_lines(span),
+}
+"""What prints each format, in pieces."""
 
 
 class Command(PlainCommand):
     """Prints the report on stdout. Arguments that make no sense: one line on stderr, exit 2."""
 
     help = (
-        "Show what AI calls cost: against the budget, by feature, user and model, with refusals "
-        "and downgrades. Days and months are those of AI_BUDGET['TIME_ZONE']."
+        "Show what AI calls cost: against budget and plan, by category, feature, user and model, "
+        "week by week and beside the month before, with a forecast, savings and what needs "
+        "attention. Days and months are those of AI_BUDGET['TIME_ZONE']."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -40,21 +64,43 @@ class Command(PlainCommand):
             metavar="DATE",
             help="the day after the last one (exclusive); today is the last by default",
         )
-        parser.add_argument(
-            "--format", default="table", metavar="FORMAT", help=f"{_formats()}; default: table"
-        )
+        parser.add_argument("--format", metavar="FORMAT", help=f"{_formats()}; default: table")
         parser.add_argument("--feature", metavar="NAME", help="one feature or category alone")
         parser.add_argument(
             "--top", default=10, metavar="N", help="how many users and subjects; default: 10"
         )
+        parser.add_argument(
+            "--email",
+            action="append",
+            metavar="ADDRESS",
+            help="send the report there instead, with a page that has its charts; repeatable",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        self.verbosity = options["verbosity"]
         try:
-            renderer = _renderer(options["format"])
+            addresses = _addresses(options["email"])
+            printed = _printed(options["format"], mailed=bool(addresses))
             span, top = _span(options), _top(options["top"])
         except WrongArgument as error:
             self.fail(str(error))
-        self.write(renderer(cost_report(span, top=top)))
+        if addresses:
+            self._send(span, top, addresses)
+            return
+        for piece in _joined(printed(span, top)):
+            self.write(piece)
+
+    def _send(self, span: Span, top: int, addresses: list[str]) -> None:
+        message = message_of(cost_report(span, top=top), to=addresses)
+        try:
+            message.send()
+        except Exception as error:
+            # Each backend has errors of its own; what a library's say may hold more than a reason.
+            reason = str(error) if isinstance(error, OSError) else ""
+            lines = " ".join(f"{type(error).__name__} {reason}".split())
+            self.fail(f"the report could not be sent: {lines}", code=NOT_SENT)
+        if self.verbosity:
+            self.print(f"Sent to {', '.join(addresses)}.")
 
 
 def _span(options: dict[str, Any]) -> Span:
@@ -132,13 +178,40 @@ def _top(value: Any) -> int:
     return top
 
 
-def _renderer(name: str) -> Callable[[Report], str]:
+def _addresses(values: Any) -> list[str]:
+    given = [values] if isinstance(values, str) else list(values or ())
+    addresses = list(dict.fromkeys(str(value) for value in given))
+    for address in addresses:
+        try:
+            validate_email(address)
+        except ValidationError:
+            raise WrongArgument(f"--email {address!r} is no address") from None
+    return addresses
+
+
+def _printed(name: Any, *, mailed: bool) -> _Printed:
+    if mailed and name is not None:
+        raise WrongArgument("--email sends text and a page: leave out --format")
+    name = "table" if name is None else name
     try:
-        return RENDERERS[name]
+        return FORMATS[name]
     except KeyError:
         raise WrongArgument(f"--format must be {_formats()}, not {name!r}") from None
 
 
 def _formats() -> str:
-    *others, last = RENDERERS
+    *others, last = FORMATS
     return f"{', '.join(others)} or {last}"
+
+
+def _joined(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the same text in pieces that are worth a write each."""
+    kept: list[str] = []
+    size = 0
+    for piece in pieces:
+        kept.append(piece)
+        size += len(piece)
+        if size >= _PIECE:
+            yield "".join(kept)
+            kept, size = [], 0
+    yield "".join(kept)

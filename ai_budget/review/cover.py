@@ -37,7 +37,7 @@ def cover_of(span: Span, zone: ZoneInfo, *, days: bool = True) -> Cover:
     for since, until in parts:
         start, end = quarter_of(since + QUARTER - timedelta(microseconds=1)), quarter_of(until)
         if start > end:  # within one
-            edges.append((since, until))
+            edges += [(since, until)] if since < until else []
             continue
         quarters += [(start, end)] if start < end else []
         edges += [it for it in ((since, start), (end, until)) if it[0] < it[1]]

@@ -14,6 +14,8 @@ from ai_budget.models import CallLog
 QUARTER = timedelta(minutes=15)
 """Every zone's days are made of whole ones."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 ALIKE = (
     "feature",
     "category",
@@ -96,9 +98,9 @@ class QuarterNumber(Func):
 
 def quarter_of(at: datetime) -> datetime:
     """Return the start of the quarter-hour that a moment is in."""
-    return quarter_start(int(at.timestamp()) // 900)
+    return quarter_start((at - _EPOCH) // QUARTER)
 
 
 def quarter_start(number: int) -> datetime:
     """Return the start of a quarter-hour by its number since 1970."""
-    return datetime.fromtimestamp(number * 900, UTC)
+    return _EPOCH + number * QUARTER

@@ -21,7 +21,6 @@ from ai_budget import periods
 from ai_budget.models import (
     CallLog,
     DayTotal,
-    FeatureBudget,
     QuarterTotal,
     TotalMark,
     TotalState,
@@ -363,4 +362,10 @@ def test_a_span_is_covered_without_gaps_or_overlaps() -> None:
     pieces = sorted([*days, *cover.quarters, *cover.edges])
     assert (pieces[0][0], pieces[-1][1]) == (since, until)
     assert all(a[1] == b[0] for a, b in pairwise(pieces))
-    assert FeatureBudget.objects.count() == 0
+
+
+@pytest.mark.parametrize("zone", [*ZONES, "Pacific/Kiritimati", "Pacific/Pago_Pago"])
+def test_everything_is_made_of_whole_days_in_every_zone(zone: str) -> None:
+    cover = cover_of(ever(), ZoneInfo(zone))
+
+    assert (len(cover.days), cover.quarters, cover.edges) == (1, [], [])

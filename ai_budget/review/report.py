@@ -178,7 +178,7 @@ def _comparison(reading: Reading, span: Span, grouped: Grouped, total: Total) ->
         spent={name: figures.spend_nanousd for (name,), figures in features},
         spent_before={name: cost for (name,), cost in reading.spend(before, "feature").items()},
         calls=total.calls,
-        calls_before=reading.total(before).calls,
+        calls_before=reading.calls_made(before),
     )
 
 

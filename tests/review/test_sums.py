@@ -224,6 +224,7 @@ def test_figures_are_a_plain_aggregate_of_the_calls(seed: int, zone: str) -> Non
             calls = within(span)
             with reading() as figures:
                 assert figures.total(span) == expected(calls)
+                assert figures.calls_made(span) == expected(calls).calls
                 assert figures.by(span, "day", "feature") == expected_by(
                     calls, lambda it: (periods.day(it.reserved_at, where).first_day, it.feature_id)
                 )

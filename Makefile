@@ -2,6 +2,7 @@
 # make test    the whole suite, once per database server that can be reached
 # make check   style, types, imports, migrations and documentation; warnings are errors
 # make docs    the documentation, in docs/_build/html
+# make screenshots    the pictures of the documentation
 # make clean   remove everything made here
 #
 # ARGS goes to the demo or to pytest: make test ARGS="tests/ledger -x"
@@ -33,7 +34,7 @@ FIND_PYTHON = for candidate in "$(PYTHON)" $(CANDIDATES); do \
 	done; \
 	if [ -z "$${python:-}" ]; then echo "Python 3.11 or newer, with venv, is needed; name one with PYTHON=." >&2; exit 1; fi
 
-.PHONY: help install demo test check lint types imports migrations docs clean
+.PHONY: help install demo test check lint types imports migrations docs screenshots clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -48,6 +49,9 @@ test: $(DEV_STAMP)
 	@$(DEV)/python -m tests.run $(ARGS)
 
 check: lint types imports migrations docs
+
+screenshots: $(DEV_STAMP)
+	@$(DEV)/python -m docs.screenshots
 
 lint: $(DEV_STAMP)
 	$(DEV)/ruff check

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db.models import BigIntegerField, Count, F, Func, Q, Sum
+from django.db.models import BigIntegerField, Count, DateTimeField, F, Func, Q, Sum
 from django.db.models.expressions import Combinable
 
 from ai_budget.models import CallLog
@@ -93,6 +93,30 @@ class QuarterNumber(Func):
 
     def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
         template = "(TIMESTAMPDIFF(SECOND, '1970-01-01', %(expressions)s) DIV 900)"
+        return self.as_sql(compiler, connection, template=template, **extra)
+
+
+class QuarterStart(Func):
+    """The start of the quarter-hour that a moment is in."""
+
+    output_field = DateTimeField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        template = "to_timestamp(FLOOR(EXTRACT(EPOCH FROM %(expressions)s) / 900) * 900)"
+        return self.as_sql(compiler, connection, template=template, **extra)
+
+    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        # As Django writes moments without a fraction, for they are compared as text.
+        template = (
+            "strftime('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%S', "
+            "(CAST(strftime('%%%%s', substr(%(expressions)s, 1, 19)) AS INTEGER) / 900) * 900, "
+            "'unixepoch')"
+        )
+        return self.as_sql(compiler, connection, template=template, **extra)
+
+    def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        number = "TIMESTAMPDIFF(SECOND, '1970-01-01', %(expressions)s) DIV 900"
+        template = f"TIMESTAMPADD(SECOND, ({number}) * 900, '1970-01-01')"
         return self.as_sql(compiler, connection, template=template, **extra)
 
 

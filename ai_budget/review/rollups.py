@@ -14,7 +14,7 @@ from typing import Any
 
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F, Min, Q, QuerySet, Value
+from django.db.models import F, Func, Min, Q, QuerySet, Value
 
 from ai_budget import periods
 from ai_budget.conf import conf
@@ -38,6 +38,7 @@ from ai_budget.review.measures import (
     MEASURES,
     RELEASED,
     QuarterNumber,
+    QuarterStart,
     Total,
     quarter_of,
     quarter_start,
@@ -47,7 +48,6 @@ from ai_budget.review.spenders import CallerTotal, column_of, in_parts, nobody, 
 MARKS_AT_ONCE = 10_000
 """Marks that one transaction takes back."""
 
-_ROWS_AT_ONCE = 1_000
 _RANGES_AT_ONCE = 100
 
 
@@ -170,17 +170,8 @@ class Adding:
         for since, until in joined(starts):
             among |= Q(reserved_at__gte=since, reserved_at__lt=until)
         calls = CallLog.objects.using(self.alias).filter(among)
-        numbered = calls.exclude(HELD).order_by().annotate(number=QuarterNumber("reserved_at"))
-        sums = {f"sum_{name}": measure for name, measure in MEASURES.items()}
-        summed = numbered.values("number", *ALIKE).annotate(**sums)
-        names = (*ALIKE, *MEASURES)
-        QuarterTotal.objects.using(self.alias).bulk_create(
-            (
-                QuarterTotal(start=quarter_start(number), **dict(zip(names, values, strict=True)))
-                for number, *values in summed.values_list("number", *ALIKE, *sums)
-            ),
-            batch_size=_ROWS_AT_ONCE,
-        )
+        start = {"start": QuarterStart("reserved_at")}
+        self._insert(QuarterTotal, start, calls.exclude(HELD), ALIKE, MEASURES)
 
     def _days(self, days: Iterable[date]) -> None:
         for day in sorted(days):
@@ -235,23 +226,28 @@ class Adding:
     def _insert(
         self,
         table: type[models.Model],
-        constants: Mapping[str, Any],
+        own: Mapping[str, Any],
         rows: QuerySet[Any],
         alike: Sequence[str],
         measures: Mapping[str, Any],
     ) -> None:
-        """Write sums of rows that are alike, in one statement of the database."""
+        """Write sums of rows that are alike, in one statement of the database.
+
+        ``own`` are columns that the rows lack: expressions of theirs, or values.
+        """
         columns: dict[str, Any] = {it.name: it for it in table._meta.concrete_fields}
         given = {
-            f"the_{name}": Value(value, output_field=columns[name])
-            for name, value in constants.items()
+            f"the_{name}": value
+            if isinstance(value, Func)
+            else Value(value, output_field=columns[name])
+            for name, value in own.items()
         }
         sums = {f"sum_{name}": measure for name, measure in measures.items()}
         summed = rows.order_by().annotate(**given).values(*given, *alike).annotate(**sums)
         chosen = summed.values_list(*given, *alike, *sums)
         sql, params = chosen.query.get_compiler(connection=self.connection).as_sql()
         quote = self.connection.ops.quote_name
-        names = [quote(columns[name].column) for name in (*constants, *alike, *measures)]
+        names = [quote(columns[name].column) for name in (*own, *alike, *measures)]
         target = quote(table._meta.db_table)
         with self.connection.cursor() as cursor:
             cursor.execute(f"INSERT INTO {target} ({', '.join(names)}) {sql}", params)

@@ -25,7 +25,14 @@ from ai_budget import money, periods
 from ai_budget.admin.amounts import EMPTY, UsdInput, bar, price
 from ai_budget.admin.history import ValuesInHistory, change
 from ai_budget.admin.user_spend import may_see_spend, user_url
-from ai_budget.models import CallLog, DowngradeRung, FeatureBudget, LimitOverride, UserQuota
+from ai_budget.models import (
+    CallLog,
+    DayTotal,
+    DowngradeRung,
+    FeatureBudget,
+    LimitOverride,
+    UserQuota,
+)
 from ai_budget.models.fields import UsdField
 from ai_budget.review.balances import BudgetUse, balances_today_and_month
 from ai_budget.review.caching import WORTH_CACHING_PERCENT, caching_of
@@ -150,7 +157,11 @@ class FeatureBudgetAdmin(ValuesInHistory):
         """
         called = (
             FeatureBudget.objects.filter(pk__in=[budget.pk for budget in objs])
-            .filter(Exists(CallLog.objects.filter(feature=OuterRef("name"))))
+            .filter(
+                Exists(CallLog.objects.filter(feature=OuterRef("name")))
+                # Of calls that were purged there are sums alone.
+                | Exists(DayTotal.objects.filter(feature=OuterRef("name")))
+            )
             .values_list("name", flat=True)
         )
         protected = [

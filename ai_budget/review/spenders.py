@@ -8,10 +8,11 @@ from datetime import UTC, date, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from django.db.models import Count, F, Q, QuerySet
+from django.db.models import BigIntegerField, Count, F, Q, QuerySet, Sum, Value
+from django.db.models.functions import Coalesce
 
 from ai_budget import periods
-from ai_budget.models import SubjectTotal, TotalMark, UserTotal
+from ai_budget.models import CallLog, SubjectTotal, TotalMark, UserTotal
 from ai_budget.periods import Period
 from ai_budget.review.cover import Cover, cover_of
 from ai_budget.review.measures import CALLER_MEASURES, HELD, RELEASED, Total
@@ -83,8 +84,10 @@ class Callers:
     def active(self) -> tuple[int, int]:
         """Return how many called, and what they spent together."""
         if not self._have_totals:
-            rows = dict(_read(self._of_calls))
-            return len(rows), sum(it.spend_nanousd for it in rows.values())
+            nothing = Value(0, output_field=BigIntegerField())
+            spend = Coalesce(Sum("sum_cost_nanousd"), nothing)
+            found = self._of_calls.aggregate(callers=Count("*"), spend=spend)
+            return found["callers"], int(found["spend"])
         count = Count("*") if self._one_window else Count(self.column, distinct=True)
         kept = self._kept.aggregate(callers=count, spend=Total("cost_nanousd", default=0))
         before = self._named(self._changes)
@@ -185,7 +188,8 @@ def caller_changes(
     for day, name in marks.values_list("day", column).distinct():
         marked.setdefault(day, set()).add(name)
     changes: dict[tuple[date, Any], CallerFigures] = {}
-    calls = reading.calls.exclude(RELEASED).exclude(nobody(column))
+    # Of a day that is kept, all calls are.
+    calls = CallLog.objects.using(reading.alias).exclude(RELEASED).exclude(nobody(column))
     for day, names in marked.items():
         for some in in_parts(names):
             own = {f"{column}__in": some}

@@ -7,11 +7,13 @@ themselves, plus what is in flight. All of it is read as it was at one moment.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime, timedelta
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, NamedTuple, Self
 from zoneinfo import ZoneInfo
 
@@ -301,7 +303,9 @@ class Reading:
         for first, after in cover.days:
             if by is not None and _SPEND_BY.issuperset(by):
                 days = self._spend_of_days(first, after)
-                yield _Spends([it for it in days if it.is_about(span)])
+                everything = span.feature == SITE and not span.model
+                own = days if everything else [it for it in days if it.is_about(span)]
+                yield _Spends(own)
                 continue
             rows = self._about(DayTotal.objects.using(self.alias), span, "day", first, after)
             yield _Rows(rows=rows, measures=_OF_TOTALS)
@@ -318,12 +322,12 @@ class Reading:
             inside = (it for it in self._in_flight if span.since <= it.at < span.until)
             yield _Cells([it for it in inside if it.is_about(span)])
 
-    def _spend_of_days(self, first: date, after: date) -> Iterator[_Spend]:
-        """Yield what the totals say of days; those that were read before are not read again."""
+    def _spend_of_days(self, first: date, after: date) -> list[_Spend]:
+        """Return what the totals say of days; those that were read before are not read again."""
         # Of days without a call there is nothing to read, and of years of them no list to make.
         known = self._known_days
         if known is None:
-            return
+            return []
         first, after = max(first, known[0]), min(after, known[1] + timedelta(days=1))
         days = [first + timedelta(days=number) for number in range((after - first).days)]
         missing = [day for day in days if day not in self._spends]
@@ -337,8 +341,7 @@ class Reading:
             summed = rows.order_by().values(*by).annotate(cost=Total("cost_nanousd"))
             for values in summed.values_list(*by, "cost"):
                 self._spends[values[0]].append(_Spend(*values))
-        for day in days:
-            yield from self._spends[day]
+        return [spend for day in days for spend in self._spends[day]]
 
     @cached_property
     def _known_days(self) -> tuple[date, date] | None:
@@ -549,9 +552,17 @@ class _Spends:
         raise NotImplementedError("These are no figures but what was spent.")
 
     def spend(self, columns: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], int]]:
+        # There are thousands, and a page asks many times: one pass, with no more than it takes.
         places = [_Spend._fields.index(name) for name in columns]
+        spent: dict[Any, int] = defaultdict(int)
+        if not places:
+            yield (), sum(it.nanousd for it in self.spends)
+            return
+        key = itemgetter(*places)
         for it in self.spends:
-            yield tuple(it[place] for place in places), it.nanousd
+            spent[key(it)] += it[-1]
+        for found, cost in spent.items():
+            yield found if len(places) > 1 else (found,), cost
 
 
 @dataclass(frozen=True, slots=True)

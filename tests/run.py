@@ -44,14 +44,7 @@ REDIS_LEDGER_TESTS = [
     "tests/test_middleware.py",
     "tests/test_decorators.py",
 ]
-STORE_TESTS = [
-    "tests/batches",
-    "tests/commands",
-    "tests/guard",
-    "tests/ledger",
-    "tests/models",
-    "tests/whole",
-]
+STORE_TESTS = ["tests/ledger", "tests/models", "tests/review", "tests/whole"]
 """What PostgreSQL and MariaDB run with ``AI_BUDGET_TEST_BREADTH=stores``: what is about a store."""
 ONE_STORE_TESTS = [
     "tests/conversation",
@@ -232,6 +225,9 @@ def plan(arguments: Sequence[str]) -> Plan:
         exercised.append(rabbitmq_version())
     except Exception as error:
         unreachable["RabbitMQ"] = first_line(error)
+    if stores_alone:
+        unused["the model tests with a custom user model"] = "they are about no store"
+        del variants["the model tests with a custom user model"]
     if paths_given:
         unused.update(dict.fromkeys(variants, "paths were given"))
     else:

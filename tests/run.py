@@ -59,7 +59,7 @@ USER_MODEL_TESTS = ["tests/models", "tests/admin", "tests/review", "tests/comman
 ONLY_DATABASE = {"AI_BUDGET_TEST_ONLY": "database"}
 """The environment of a run that leaves what reaches no database to the first (``conftest``)."""
 LEFT_OUT = "left to the run on SQLite alone: {} that reach no database"
-RUN_TIMEOUT_SECONDS = 900
+RUN_TIMEOUT_SECONDS = 1200
 NO_TESTS_COLLECTED = 5
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

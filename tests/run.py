@@ -228,6 +228,10 @@ def plan(arguments: Sequence[str]) -> Plan:
     if stores_alone:
         unused["the model tests with a custom user model"] = "they are about no store"
         del variants["the model tests with a custom user model"]
+    on_redis = "the guard's tests with the ledger on Redis"
+    if os.environ.get("AI_BUDGET_TEST_BREADTH") == "databases" and on_redis in variants:
+        unused[on_redis] = "another run has them"
+        del variants[on_redis]
     if paths_given:
         unused.update(dict.fromkeys(variants, "paths were given"))
     else:

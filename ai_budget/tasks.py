@@ -15,7 +15,7 @@ from celery import shared_task
 from django.core.management import call_command
 
 from ai_budget import batches
-from ai_budget.review.mailing import admins
+from ai_budget.review.notifiers import admins
 
 log = logging.getLogger("ai_budget")
 

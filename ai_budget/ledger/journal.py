@@ -569,11 +569,7 @@ def entries(
         # Grouping there follows a collation, to which two subjects may be one.
         subject = Func(F("subject"), function="HEX", output_field=CharField())
     still_open = When(status=Status.RESERVED, then="reserved_nanousd")
-    rows = CallLog.objects.using(connection.alias).filter(
-        day__gte=since, reserved_at__gte=_midnight(since) - _ZONES_APART
-    )
-    if until is not None:
-        rows = rows.filter(day__lt=until, reserved_at__lt=_midnight(until) + _ZONES_APART)
+    rows = CallLog.objects.using(connection.alias).filter(of_days(since, until))
     if where is not None:
         rows = rows.filter(where)
     summed = (
@@ -602,6 +598,14 @@ def entries(
             row=row,
             balances=Balances(spent_nanousd=spent, held_nanousd=held, calls=calls),
         )
+
+
+def of_days(since: date, until: date | None = None) -> Q:
+    """Return the rows that count in the days up to ``until``, so that they are found by time."""
+    rows = Q(day__gte=since, reserved_at__gte=_midnight(since) - _ZONES_APART)
+    if until is not None:
+        rows &= Q(day__lt=until, reserved_at__lt=_midnight(until) + _ZONES_APART)
+    return rows
 
 
 def add_up(found: Iterable[Entry]) -> dict[BalanceKey, Balances]:

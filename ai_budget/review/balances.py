@@ -5,15 +5,18 @@ Asked of the ledger, so never inside ``sums.reading``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+
+from django.db import connections
 
 from ai_budget import periods
 from ai_budget.conf import conf
 from ai_budget.exceptions import LedgerUnavailable
 from ai_budget.ledger import base as ledgers
-from ai_budget.models import FeatureBudget, LimitOverride, SpendWindow
+from ai_budget.ledger.mirror import mirrored
+from ai_budget.models import FeatureBudget, LimitOverride
 from ai_budget.periods import Period
 from ai_budget.review.arithmetic import percent
 from ai_budget.review.limits import base_limit, raised_by
@@ -53,9 +56,7 @@ def balances_today_and_month(
 ) -> dict[str, BudgetUse]:
     """Return what each budget has taken of its daily and monthly limit, by its name.
 
-    One query for the balances and one for the overrides, however many budgets. Where the
-    ledger does not answer, the balances are those that ``ai_budget_tick`` copied last: a
-    feature can be paused just then.
+    One query for the balances and one for the overrides, however many budgets.
     """
     alias = using or conf.LEDGER_DATABASE
     at, zone = periods.now(), conf.TIME_ZONE
@@ -66,10 +67,7 @@ def balances_today_and_month(
         for scope in _scopes(budget)
         for window in (today, month)
     ]
-    try:
-        live = ledgers.current().balances(keys)
-    except LedgerUnavailable:
-        live = _copied(keys, alias)
+    live = balances_now(keys, using=alias)
     balances = {(key.scope, key.period): balance for key, balance in live.items()}
     overrides = list(
         LimitOverride.objects.using(alias).filter(
@@ -85,24 +83,24 @@ def balances_today_and_month(
     }
 
 
+def balances_now(
+    keys: Collection[BalanceKey], *, using: str | None = None
+) -> Mapping[BalanceKey, Balances]:
+    """Return what is spent and held now; keys that were never counted in may be left out.
+
+    Where the ledger does not answer it is what ``ai_budget_tick`` copied last: a feature can be
+    paused, or a user blocked, just then.
+    """
+    try:
+        return ledgers.current().balances(keys)
+    except LedgerUnavailable:
+        return mirrored(connections[using or conf.LEDGER_DATABASE], keys)
+
+
 def _scopes(budget: FeatureBudget) -> list[str]:
     if budget.is_site:
         return [SITE]
     return [f"feature:{budget.name}", f"category:{budget.name}"]
-
-
-def _copied(keys: Iterable[BalanceKey], alias: str) -> dict[BalanceKey, Balances]:
-    """Return the balances as the database has them."""
-    by_row = {SpendWindow.key_for(key.scope, key.period, key.first_day): key for key in keys}
-    return {
-        by_row[row.pk]: Balances(
-            spent_nanousd=row.spent_nanousd,
-            held_nanousd=row.held_nanousd,
-            calls=row.calls,
-            refused=row.refused,
-        )
-        for row in SpendWindow.objects.using(alias).filter(pk__in=by_row)
-    }
 
 
 def _use(

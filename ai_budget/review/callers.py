@@ -21,11 +21,10 @@ from django.db.models import Q
 
 from ai_budget import money, periods
 from ai_budget.conf import conf
-from ai_budget.exceptions import LedgerUnavailable
-from ai_budget.ledger import base as ledgers
 from ai_budget.models import CallLog, SpendWindow, SubjectTotal, UserQuota, UserTotal
 from ai_budget.periods import Period
 from ai_budget.policy.limits import Budget, Quota, Rules, caller_scopes, limits_in_force
+from ai_budget.review.balances import balances_now
 from ai_budget.review.measures import CALLER_MEASURES, RELEASED
 from ai_budget.review.spans import Span
 from ai_budget.review.spenders import CallerFigures
@@ -312,7 +311,7 @@ def limits_of(
 
     limits = in_force(caller, quotas, at=at)
     keys = {key(limit, limit.period) for limit in limits if limit.period is not None}
-    balances = _balances(keys, using or conf.LEDGER_DATABASE)
+    balances = balances_now(keys, using=using)
     return tuple(
         limit
         if limit.period is None
@@ -403,19 +402,6 @@ def _nanousd(usd: Decimal | None) -> int | None:
 def _scope(caller: Caller, feature: str) -> str:
     scopes = caller_scopes(caller.charge(feature))
     return next(scope for scope, in_one in scopes if in_one == (feature != SITE))
-
-
-def _balances(keys: Iterable[BalanceKey], alias: str) -> Mapping[BalanceKey, Balances]:
-    try:
-        return ledgers.current().balances(keys)
-    except LedgerUnavailable:
-        by_row = {SpendWindow.key_for(key.scope, key.period, key.first_day): key for key in keys}
-        return {
-            by_row[row.pk]: Balances(
-                spent_nanousd=row.spent_nanousd, held_nanousd=row.held_nanousd, calls=row.calls
-            )
-            for row in SpendWindow.objects.using(alias).filter(pk__in=by_row)
-        }
 
 
 # Calls -------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from django.conf import settings
 from django.core.mail import EmailMessage
 
 from ai_budget.review.render.html import to_html
@@ -21,11 +20,6 @@ def message_of(report: Report, *, to: Sequence[str]) -> EmailMessage:
     message = EmailMessage(subject=" ".join(title_of(report).split()), body=to_table(report), to=to)
     message.attach(f"ai-spend-{_stretch(report)}.html", to_html(report), "text/html")
     return message
-
-
-def admins() -> list[str]:
-    """Return the addresses of ADMINS, which are pairs with a name before Django 6.0."""
-    return [admin if isinstance(admin, str) else admin[1] for admin in settings.ADMINS]
 
 
 def _stretch(report: Report) -> str:

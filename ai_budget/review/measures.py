@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db.models import BigIntegerField, Count, DateTimeField, F, Func, Q, Sum
+from django.db.models import Count, DateTimeField, F, Func, Q, Sum
 from django.db.models.expressions import Combinable
 
 from ai_budget.models import CallLog
@@ -77,25 +77,6 @@ CALLER_MEASURES: Mapping[str, Combinable] = {
 """Each measure of a caller's totals, as it is reckoned from calls that were not released."""
 
 
-class QuarterNumber(Func):
-    """The number of the quarter-hour since 1970 that a moment is in."""
-
-    output_field = BigIntegerField()
-
-    def as_postgresql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        template = "FLOOR(EXTRACT(EPOCH FROM %(expressions)s) / 900)::bigint"
-        return self.as_sql(compiler, connection, template=template, **extra)
-
-    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        # Without the fraction, which it would round to milliseconds: up into the next quarter.
-        template = "(CAST(strftime('%%%%s', substr(%(expressions)s, 1, 19)) AS INTEGER) / 900)"
-        return self.as_sql(compiler, connection, template=template, **extra)
-
-    def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        template = "(TIMESTAMPDIFF(SECOND, '1970-01-01', %(expressions)s) DIV 900)"
-        return self.as_sql(compiler, connection, template=template, **extra)
-
-
 class QuarterStart(Func):
     """The start of the quarter-hour that a moment is in."""
 
@@ -106,7 +87,8 @@ class QuarterStart(Func):
         return self.as_sql(compiler, connection, template=template, **extra)
 
     def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        # As Django writes moments without a fraction, for they are compared as text.
+        # As Django writes moments without a fraction, for they are compared as text; and read
+        # without one, which would be rounded to milliseconds: up into the next quarter-hour.
         template = (
             "strftime('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%S', "
             "(CAST(strftime('%%%%s', substr(%(expressions)s, 1, 19)) AS INTEGER) / 900) * 900, "
@@ -116,15 +98,10 @@ class QuarterStart(Func):
 
     def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
         number = "TIMESTAMPDIFF(SECOND, '1970-01-01', %(expressions)s) DIV 900"
-        template = f"TIMESTAMPADD(SECOND, ({number}) * 900, '1970-01-01')"
+        template = f"TIMESTAMPADD(SECOND, ({number}) * 900, TIMESTAMP('1970-01-01'))"
         return self.as_sql(compiler, connection, template=template, **extra)
 
 
 def quarter_of(at: datetime) -> datetime:
     """Return the start of the quarter-hour that a moment is in."""
-    return quarter_start((at - _EPOCH) // QUARTER)
-
-
-def quarter_start(number: int) -> datetime:
-    """Return the start of a quarter-hour by its number since 1970."""
-    return _EPOCH + number * QUARTER
+    return at - (at - _EPOCH) % QUARTER

@@ -216,10 +216,12 @@ def owners(budget: str) -> Iterator[str]:
         yield address
 
 
-def admins() -> Iterator[str]:
-    """Yield the addresses of ADMINS: strings from Django 6.0 on, pairs with a name before."""
-    for admin in settings.ADMINS:
-        yield str(admin[1]) if isinstance(admin, (list, tuple)) else str(admin)
+def admins() -> list[str]:
+    """Return the addresses of ADMINS: strings from Django 6.0 on, pairs with a name before."""
+    return [
+        str(admin[1]) if isinstance(admin, (list, tuple)) else str(admin)
+        for admin in settings.ADMINS
+    ]
 
 
 def _where(alert: Alert, base_url: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from django.db.models import F, Func, Min, Q, QuerySet, Value
 from ai_budget import periods
 from ai_budget.conf import conf
 from ai_budget.ledger.connection import ensure_durable, guest_transaction, one_moment, retry
+from ai_budget.ledger.journal import of_days
 from ai_budget.models import (
     CallLog,
     DayTotal,
@@ -37,13 +38,11 @@ from ai_budget.review.measures import (
     HELD,
     MEASURES,
     RELEASED,
-    QuarterNumber,
     QuarterStart,
     Total,
     quarter_of,
-    quarter_start,
 )
-from ai_budget.review.spenders import CallerTotal, column_of, in_parts, nobody, of_day
+from ai_budget.review.spenders import CallerTotal, column_of, in_parts, nobody
 
 MARKS_AT_ONCE = 10_000
 """Marks that one transaction takes back."""
@@ -161,8 +160,9 @@ class Adding:
         calls = CallLog.objects.using(self.alias).filter(
             reserved_at__gte=window.start, reserved_at__lt=window.end
         )
-        numbers = calls.order_by().values_list(QuarterNumber("reserved_at"), flat=True)
-        starts = {quarter_start(number) for number in numbers.distinct()}
+        starts = set(
+            calls.order_by().values_list(QuarterStart("reserved_at"), flat=True).distinct()
+        )
         self.quarters({*starts, *totals.order_by().values_list("start", flat=True).distinct()})
 
     def _write_quarters(self, starts: Sequence[datetime]) -> None:
@@ -204,7 +204,9 @@ class Adding:
             own = {} if some is None else {f"{column}__in": some}
             window: dict[str, Any] = {"period": Period.DAY.value, "first_day": day}
             table.objects.using(self.alias).filter(**window, **own)._raw_delete(self.alias)
-            calls = CallLog.objects.using(self.alias).filter(of_day(day), **own)
+            calls = CallLog.objects.using(self.alias).filter(
+                of_days(day, day + timedelta(days=1)), **own
+            )
             calls = calls.exclude(HELD | RELEASED).exclude(nobody(column))
             self._insert(table, window, calls, (column,), CALLER_MEASURES)
 
@@ -301,21 +303,18 @@ def _differences(connection: BaseDatabaseWrapper, since: date) -> list[date]:
         marked = set(
             TotalMark.objects.using(alias)
             .order_by()
-            .values_list(QuarterNumber("reserved_at"), flat=True)
+            .values_list(QuarterStart("reserved_at"), flat=True)
             .distinct()
         )
         calls = CallLog.objects.using(alias).filter(reserved_at__gte=first).exclude(HELD)
-        numbered = calls.order_by().annotate(number=QuarterNumber("reserved_at"))
-        journal = _by_key(numbered, "number", MEASURES)
+        started = calls.order_by().annotate(start=QuarterStart("reserved_at"))
+        journal = _by_key(started, "start", MEASURES)
         totals = QuarterTotal.objects.using(alias).filter(start__gte=first).order_by()
-        kept = {
-            int(key.timestamp()) // 900: sums
-            for key, sums in _by_key(totals, "start", _summed(MEASURES)).items()
-        }
+        kept = _by_key(totals, "start", _summed(MEASURES))
         wrong = {
-            periods.day(quarter_start(number), zone).first_day
-            for number in (journal.keys() | kept.keys()) - marked
-            if journal.get(number) != kept.get(number)
+            periods.day(quarter, zone).first_day
+            for quarter in (journal.keys() | kept.keys()) - marked
+            if journal.get(quarter) != kept.get(quarter)
         }
         if state.zone == str(zone):
             wrong |= _wrong_days(alias, since, kept)
@@ -329,8 +328,7 @@ def _wrong_callers(alias: str, table: type[CallerTotal], since: date) -> set[dat
     column = column_of(table)
     marks = TotalMark.objects.using(alias).exclude(nobody(column)).order_by()
     marked = set(marks.values_list("day", flat=True).distinct())
-    earliest = periods.midnight(since, UTC) - timedelta(days=1)
-    calls = CallLog.objects.using(alias).filter(day__gte=since, reserved_at__gte=earliest)
+    calls = CallLog.objects.using(alias).filter(of_days(since))
     counted = calls.exclude(HELD | RELEASED).exclude(nobody(column)).order_by()
     journal = _by_key(counted, "day", CALLER_MEASURES)
     totals = table._base_manager.using(alias).filter(first_day__gte=since.replace(day=1)).order_by()
@@ -351,12 +349,12 @@ def _add(summed: dict[Any, tuple[int, ...]], key: Any, sums: tuple[int, ...]) ->
     summed[key] = sums
 
 
-def _wrong_days(alias: str, since: date, quarters: Mapping[int, tuple[int, ...]]) -> set[date]:
+def _wrong_days(alias: str, since: date, quarters: Mapping[datetime, tuple[int, ...]]) -> set[date]:
     """Return the days that are not the sum of their quarter-hours."""
     zone = conf.TIME_ZONE
     summed: dict[date, tuple[int, ...]] = {}
-    for number, sums in quarters.items():
-        _add(summed, periods.day(quarter_start(number), zone).first_day, sums)
+    for quarter, sums in quarters.items():
+        _add(summed, periods.day(quarter, zone).first_day, sums)
     totals = DayTotal.objects.using(alias).filter(day__gte=since).order_by()
     kept = _by_key(totals, "day", _summed(MEASURES))
     purged = TotalState.objects.using(alias).get(pk=STATE).purged_before

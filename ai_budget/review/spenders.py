@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, timedelta
+from datetime import date, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +12,7 @@ from django.db.models import BigIntegerField, Count, F, Q, QuerySet, Sum, Value
 from django.db.models.functions import Coalesce
 
 from ai_budget import periods
+from ai_budget.ledger.journal import of_days
 from ai_budget.models import CallLog, SubjectTotal, TotalMark, UserTotal
 from ai_budget.periods import Period
 from ai_budget.review.cover import Cover, cover_of
@@ -26,9 +27,6 @@ CallerTotal = UserTotal | SubjectTotal
 
 _AT_ONCE = 500
 """Names that one statement is given."""
-
-_ZONES_APART = timedelta(hours=15)
-"""No zone's midnight is further from UTC's, so a day's calls can be found by their time."""
 
 _SUMS: Mapping[str, Any] = {f"sum_{name}": Total(name) for name in CALLER_MEASURES}
 _PLAIN: Mapping[str, Any] = {f"sum_{name}": F(name) for name in CALLER_MEASURES}
@@ -193,7 +191,12 @@ def caller_changes(
     for day, names in marked.items():
         for some in in_parts(names):
             own = {f"{column}__in": some}
-            rows = calls.filter(of_day(day), **own).exclude(HELD).order_by().values(column)
+            rows = (
+                calls.filter(of_days(day, day + timedelta(days=1)), **own)
+                .exclude(HELD)
+                .order_by()
+                .values(column)
+            )
             for name, figures in _read(rows.annotate(**_OF_CALLS)):
                 changes[day, name] = changes.get((day, name), CallerFigures()) + figures
             totals = table._base_manager.using(reading.alias).filter(
@@ -225,16 +228,6 @@ def windows_of(first: date, after: date, *, today: date) -> Iterator[tuple[Perio
     yield Period.MONTH, begin, end
     if end < after:
         yield Period.DAY, end, after
-
-
-def of_day(day: date) -> Q:
-    """Return the calls that count in a day, found by their time."""
-    midnight = periods.midnight(day, UTC)
-    return Q(
-        day=day,
-        reserved_at__gte=midnight - _ZONES_APART,
-        reserved_at__lt=midnight + timedelta(days=1) + _ZONES_APART,
-    )
 
 
 def in_parts(names: Iterable[Any], *, most: int = _AT_ONCE) -> Iterator[list[Any]]:

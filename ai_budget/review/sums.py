@@ -44,9 +44,8 @@ from ai_budget.review.measures import (
     HELD,
     MEASURES,
     PAID,
-    QuarterNumber,
+    QuarterStart,
     Total,
-    quarter_start,
 )
 from ai_budget.review.spans import Span
 from ai_budget.review.spenders import CallerFigures, Callers, caller_changes
@@ -254,9 +253,8 @@ class Reading:
     def _marked(self) -> list[datetime]:
         """The quarter-hours whose totals are not what their calls add up to, in order."""
         marks = TotalMark.objects.using(self.alias).order_by()
-        numbers = marks.values_list(QuarterNumber("reserved_at"), flat=True).distinct()
+        starts = marks.values_list(QuarterStart("reserved_at"), flat=True).distinct()
         purged = self.state.purged_before
-        starts = map(quarter_start, numbers)
         return sorted(start for start in starts if purged is None or start >= purged)
 
     @cached_property
@@ -265,8 +263,8 @@ class Reading:
         cells = []
         for since, until in joined(self._marked):
             calls = self.calls.exclude(HELD).filter(reserved_at__gte=since, reserved_at__lt=until)
-            numbered = calls.annotate(number=QuarterNumber("reserved_at"))
-            cells += self._cells(numbered, "number", _OF_CALLS)
+            started = calls.annotate(start=QuarterStart("reserved_at"))
+            cells += self._cells(started, "start", _OF_CALLS)
             totals = QuarterTotal.objects.using(self.alias).filter(
                 start__gte=since, start__lt=until
             )
@@ -284,7 +282,6 @@ class Reading:
         cells = []
         for at, *values in summed.values_list(moment, *ALIKE, *measures):
             alike, sums = tuple(values[: len(ALIKE)]), values[len(ALIKE) :]
-            at = quarter_start(at) if isinstance(at, int) else at
             row = _row(alike[_KIND], alike[_STATUS], sums)
             day = periods.day(at, self.zone).first_day
             cells.append(_Cell(at=at, day=day, alike=alike, row=[sign * it for it in row]))

@@ -12,7 +12,8 @@ from django.core.mail import EmailMessage
 from django.utils import translation
 from pytest_django.fixtures import Settings
 
-from ai_budget.review.mailing import admins, message_of
+from ai_budget.review.mailing import message_of
+from ai_budget.review.notifiers import admins
 from ai_budget.review.report import cost_report
 from ai_budget.review.spans import Span
 from tests.factories import CallLogFactory

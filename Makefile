@@ -1,5 +1,6 @@
 # make demo    a site with a running budget, from nothing
-# make test    the whole suite, once per database server that can be reached
+# make test    the suite, once per database server that can be reached; minutes
+# make test-deep    the same at length: all crash points, full contention; an hour or more
 # make check   style, types, imports, migrations and documentation; warnings are errors
 # make docs    the documentation, in docs/_build/html
 # make screenshots    the pictures of the documentation
@@ -34,7 +35,7 @@ FIND_PYTHON = for candidate in "$(PYTHON)" $(CANDIDATES); do \
 	done; \
 	if [ -z "$${python:-}" ]; then echo "Python 3.11 or newer, with venv, is needed; name one with PYTHON=." >&2; exit 1; fi
 
-.PHONY: help install demo test check lint types imports migrations docs screenshots clean
+.PHONY: help install demo test test-deep check lint types imports migrations docs screenshots clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -47,6 +48,9 @@ install: $(DEV_STAMP)
 
 test: $(DEV_STAMP)
 	@$(DEV)/python -m tests.run $(ARGS)
+
+test-deep: export AI_BUDGET_TEST_DEPTH = deep
+test-deep: test
 
 check: lint types imports migrations docs
 

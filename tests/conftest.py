@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest import mock
 
@@ -20,14 +23,23 @@ import ai_budget
 from ai_budget.conf import conf
 from ai_budget.ledger import base as ledgers
 from ai_budget.testing import AnthropicSimulator
-from tests.run import LEFT_OUT, ONLY_DATABASE, chromium
+from tests.contention.processes import Worker, Workers
+from tests.contention.redis_server import BINARY, RedisServer
+from tests.depth import DEEP, deep
+from tests.run import ONLY_DATABASE, chromium
 from tests.settings import AI_BUDGET as GIVEN
 
 pytest_plugins = ["ai_budget.testing.pytest_plugin"]
 
 # A busy machine is no failure of the property under test.
-hypothesis_settings.register_profile("suite", deadline=None)
+hypothesis_settings.register_profile(
+    "suite", deadline=None, max_examples=deep(200, else_=25), print_blob=True
+)
 hypothesis_settings.load_profile("suite")
+
+
+# What a shell starts in the background ignores Ctrl-C, which some tests press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
@@ -35,7 +47,6 @@ def pytest_report_header() -> str:
     return f"{package}, Django {django.__version__}"
 
 
-LEFT_TO_SQLITE = pytest.StashKey[int]()
 DATABASE_FIXTURES = {"db", "transactional_db", "django_db_setup"}
 """Without one of these, a mark or a TestCase, pytest-django lets no test reach a database."""
 
@@ -50,18 +61,32 @@ def reaches_a_database(item: pytest.Item) -> bool:
     )
 
 
+SHARED = {"worker_processes", "first_demo"}
+"""Fixtures of a whole session that take seconds: eight processes, a month of spend."""
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector seven thousand tests, which stay to the end."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if ONLY_DATABASE.items() <= os.environ.items():
         others = [item for item in items if not reaches_a_database(item)]
         items[:] = [item for item in items if reaches_a_database(item)]
         config.hook.pytest_deselected(items=others)
-        config.stash[LEFT_TO_SQLITE] = len(others)
-    if chromium() is not None:
-        return
+    if not DEEP:
+        left = [item for item in items if item.get_closest_marker("deep")]
+        items[:] = [item for item in items if not item.get_closest_marker("deep")]
+        config.hook.pytest_deselected(items=left)
     for item in items:
-        if item.get_closest_marker("browser"):
+        if item.get_closest_marker("browser") and chromium() is None:
             item.add_marker(pytest.mark.skip(reason="Chromium is not installed"))
+        # What many tests start and share is started once, by one worker of pytest-xdist.
+        for shared in SHARED.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(shared))
 
 
 def pytest_fixture_setup(
@@ -72,9 +97,9 @@ def pytest_fixture_setup(
         pytest.fail(f"{request.node.nodeid} reaches a database: mark it with django_db")
 
 
-def pytest_report_collectionfinish(config: pytest.Config) -> str:
-    left = config.stash.get(LEFT_TO_SQLITE, 0)
-    return LEFT_OUT.format(left) if left else ""
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings_xdist_suffix() -> None:
+    """Leave the names of databases alone: ``tests.settings`` gives each worker one of its own."""
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +148,30 @@ def empty_redis() -> Iterator[None]:
         ledger: Any = ledgers.current()
         for key in ledger.client.scan_iter(match=f"{ledger.prefix}:*", count=1000):
             ledger.client.unlink(key)
+
+
+@pytest.fixture(scope="session")
+def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis of the tests' own."""
+    if BINARY is None:
+        # Nothing here is safe in a Redis that others use: it is flushed, frozen and killed.
+        if os.environ.get("CI") == "true":
+            pytest.fail("redis-server is not installed")
+        pytest.skip("redis-server is not installed")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def worker_processes(django_db_setup: None) -> Iterator[list[Worker]]:
+    """Eight processes, started once for all tests that need some."""
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda _: Worker(), range(Workers.COUNT)))
+        list(pool.map(Worker.wait_until_ready, found))
+        yield found
+        list(pool.map(Worker.stop, found))
 
 
 @pytest.fixture(scope="session")

@@ -2,41 +2,55 @@
 
     python -m tests.run [pytest arguments]
 
-SQLite always runs; PostgreSQL and MariaDB run when a login succeeds (``tests.settings`` names the
-variables that say where). Where Redis answers at ``REDIS_URL``, one more SQLite run repeats the
-tests of the guard and of what stands on it with the ledger on Redis. Another repeats the model
-tests with a custom user model and another DEFAULT_AUTO_FIELD. Celery's tests talk to that Redis,
-and to the RabbitMQ at ``RABBITMQ_URL``. The runs go side by side, each
-prints its output when it ends, and the last line adds them up. With ``CI=true`` a server that
-cannot be reached is a failure. ``AI_BUDGET_TEST_BREADTH=stores`` leaves to SQLite what is not about
-a store.
+SQLite always runs, with everything. PostgreSQL and MariaDB run what is about a store, where a login
+succeeds (``tests.settings`` names the variables that say where). One more run repeats the guard and
+the verbs with the ledger on Redis, where Redis answers at ``REDIS_URL``; another the models with a
+custom user model. Tests of Celery talk to that Redis, and to the RabbitMQ at ``RABBITMQ_URL``. The
+runs follow one another, each on all cores, and the last line adds them up. With ``CI=true`` a
+server that cannot be reached is a failure.
 
-A test that cannot reach a database does the same whichever there is. Such tests run once, on
-SQLite, and are neither run nor counted on PostgreSQL, on MariaDB and with the ledger on Redis.
+``AI_BUDGET_TEST_DEPTH=deep``    everything on every backend, at length (``make test-deep``)
+``AI_BUDGET_TEST_LEAVE_OUT``     what another run does, of ``redis,users,stores``; with the last
+                                 PostgreSQL and MariaDB run the ledger and the models alone
+``AI_BUDGET_TEST_WORKERS``       processes of a run; one for each core unless given
+
+A test that cannot reach a database does the same whichever there is: it runs on SQLite alone.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from tests.depth import DEEP
 from tests.settings import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
+LEDGER_TESTS = ["tests/ledger", "tests/models"]
+STORE_TESTS = [
+    *LEDGER_TESTS,
+    "tests/review",
+    "tests/whole",
+    "tests/contention/test_admission.py",
+    "tests/contention/test_crashes.py",
+    "tests/contention/test_faults.py",
+    "tests/batches/test_transactions.py",
+    "tests/commands/test_purge.py",
+    "tests/commands/test_rebuild.py",
+    "tests/guard/test_rules.py",
+]
+"""What is about a store: PostgreSQL and MariaDB run it, too."""
 REDIS_LEDGER_TESTS = [
     "tests/batches",
     "tests/guard",
@@ -44,29 +58,24 @@ REDIS_LEDGER_TESTS = [
     "tests/test_middleware.py",
     "tests/test_decorators.py",
 ]
-STORE_TESTS = ["tests/ledger", "tests/models", "tests/review", "tests/whole"]
-"""What PostgreSQL and MariaDB run with ``AI_BUDGET_TEST_BREADTH=stores``: what is about a store."""
-ONE_STORE_TESTS = [
-    "tests/conversation",
-    "tests/example",
-    "tests/pricing/test_bound.py",
-    "tests/pricing/test_bound_holds.py",
-    "tests/pricing/test_monthly.py",
-    "tests/testing",
+USER_MODEL_TESTS = [
+    "tests/models",
+    "tests/admin/test_calls.py",
+    "tests/admin/test_permissions.py",
+    "tests/admin/test_user_spend.py",
+    "tests/review/test_callers.py",
+    "tests/review/test_rollups.py",
+    "tests/commands/test_purge.py",
 ]
-"""What PostgreSQL and MariaDB leave to SQLite: it reaches a database by what is tested there."""
-USER_MODEL_TESTS = ["tests/models", "tests/admin", "tests/review", "tests/commands"]
 ONLY_DATABASE = {"AI_BUDGET_TEST_ONLY": "database"}
 """The environment of a run that leaves what reaches no database to the first (``conftest``)."""
-LEFT_OUT = "left to the run on SQLite alone: {} that reach no database"
-RUN_TIMEOUT_SECONDS = 1200
 NO_TESTS_COLLECTED = 5
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One pytest process: what it is called, and the environment that makes it so."""
+    """One run of pytest: what it is called, and the environment that makes it so."""
 
     name: str
     environment: Mapping[str, str]
@@ -80,11 +89,9 @@ class Result:
     name: str
     ok: bool
     seconds: float
-    output: str
     passed: int = 0
     failed: int = 0
     skipped: int = 0
-    left_out: int = 0
     skip_reasons: Counter[str] = field(default_factory=Counter)
 
 
@@ -172,47 +179,41 @@ def plan(arguments: Sequence[str]) -> Plan:
     runs = [Run(name=exercised[0], environment={"AI_BUDGET_TEST_DB": "sqlite"})]
     unreachable: dict[str, str] = {}
     unused: dict[str, str] = {}
-
+    for_others = os.environ.get("AI_BUDGET_TEST_LEAVE_OUT", "").split(",")
     paths_given = any((ROOT / argument.split("::")[0]).exists() for argument in arguments)
-    stores_alone = os.environ.get("AI_BUDGET_TEST_BREADTH") == "stores" and not paths_given
-    store_tests = STORE_TESTS if stores_alone else []
-    if stores_alone:
-        unused["the tests of pages and verbs on PostgreSQL and MariaDB"] = "only their stores' were"
-    left_to_sqlite = [] if paths_given else ONE_STORE_TESTS
-    if left_to_sqlite:
-        unused["on PostgreSQL and MariaDB"] = f"{', '.join(left_to_sqlite)}: SQLite's run has them"
+
+    def is_there(name: str, version: Callable[[], str]) -> str | None:
+        try:
+            found = version()
+        except Exception as error:
+            unreachable[name] = first_line(error)
+            return None
+        exercised.append(found)
+        return found
+
+    def plan_part(name: str, part: str, run: Run) -> None:
+        if paths_given or part in for_others:
+            unused[name] = "paths were given" if paths_given else "another run has them"
+        else:
+            runs.append(run)
+
+    everywhere = DEEP or paths_given
     databases: list[tuple[str, str, Callable[[], str]]] = [
         ("PostgreSQL", "postgresql", postgresql_version),
         ("MariaDB", "mariadb", mariadb_version),
     ]
     for name, backend, version in databases:
-        try:
-            found = version()
-        except Exception as error:
-            unreachable[name] = first_line(error)
-        else:
-            exercised.append(found)
+        found = is_there(name, version)
+        if found is not None:
             environment = {"AI_BUDGET_TEST_DB": backend, **ONLY_DATABASE}
-            paths = store_tests or [f"--ignore={path}" for path in left_to_sqlite]
+            paths = LEDGER_TESTS if "stores" in for_others else STORE_TESTS
+            paths = [] if everywhere else paths
             runs.append(Run(name=found, environment=environment, paths=paths))
+    if not everywhere:
+        unused["on PostgreSQL and MariaDB"] = "what is about no store: SQLite's run has it"
 
-    variants = {
-        "the model tests with a custom user model": Run(
-            name="SQLite with a custom user model and AutoField",
-            environment={
-                "AI_BUDGET_TEST_DB": "sqlite",
-                "AI_BUDGET_TEST_USER_MODEL": "custom",
-                "AI_BUDGET_TEST_AUTO_FIELD": "django.db.models.AutoField",
-            },
-            paths=USER_MODEL_TESTS,
-        )
-    }
-    try:
-        exercised.append(redis_version())
-    except Exception as error:
-        unreachable["Redis"] = first_line(error)
-    else:
-        variants["the guard's tests with the ledger on Redis"] = Run(
+    if is_there("Redis", redis_version):
+        on_redis = Run(
             name="SQLite, the ledger on Redis",
             environment={
                 "AI_BUDGET_TEST_DB": "sqlite",
@@ -221,22 +222,21 @@ def plan(arguments: Sequence[str]) -> Plan:
             },
             paths=REDIS_LEDGER_TESTS,
         )
-    try:
-        exercised.append(rabbitmq_version())
-    except Exception as error:
-        unreachable["RabbitMQ"] = first_line(error)
-    if stores_alone:
-        unused["the model tests with a custom user model"] = "they are about no store"
-        del variants["the model tests with a custom user model"]
-    on_redis = "the guard's tests with the ledger on Redis"
-    if os.environ.get("AI_BUDGET_TEST_BREADTH") == "databases" and on_redis in variants:
-        unused[on_redis] = "another run has them"
-        del variants[on_redis]
-    if paths_given:
-        unused.update(dict.fromkeys(variants, "paths were given"))
-    else:
-        runs += variants.values()
+        plan_part("the guard's tests with the ledger on Redis", "redis", on_redis)
+    is_there("RabbitMQ", rabbitmq_version)
+    custom_users = Run(
+        name="SQLite with a custom user model and AutoField",
+        environment={
+            "AI_BUDGET_TEST_DB": "sqlite",
+            "AI_BUDGET_TEST_USER_MODEL": "custom",
+            "AI_BUDGET_TEST_AUTO_FIELD": "django.db.models.AutoField",
+        },
+        paths=USER_MODEL_TESTS,
+    )
+    plan_part("the model tests with a custom user model", "users", custom_users)
 
+    if not DEEP:
+        unused["tests that take long"] = "`make test-deep` has them"
     if chromium() is None:
         unused["browser tests"] = "Chromium is not installed"
     return Plan(runs=runs, exercised=exercised, unreachable=unreachable, unused=unused)
@@ -245,60 +245,38 @@ def plan(arguments: Sequence[str]) -> Plan:
 # Running -----------------------------------------------------------------------------------------
 
 
-def execute(run: Run, *, number: int, arguments: Sequence[str], reports: Path) -> Result:
-    """Run pytest once and read its counts from its own report."""
-    report = reports / f"{number}.xml"
-    command = [
-        *(sys.executable, "-m", "pytest", f"--junitxml={report}"),
-        *("--override-ini", f"cache_dir=.pytest_cache/{number}"),
-        f"--color={'yes' if sys.stdout.isatty() else 'no'}",
-        *run.paths,
-        *arguments,
-    ]
+def execute(run: Run, *, arguments: Sequence[str]) -> Result:
+    """Run pytest once, in sight, and read its counts from its own report."""
+    workers = os.environ.get("AI_BUDGET_TEST_WORKERS", "auto")
     environment = {
         **os.environ,
         **run.environment,
-        "AI_BUDGET_TEST_DB_NAME": f"test_ai_budget_{os.getpid()}_{number}",
+        "AI_BUDGET_TEST_DB_NAME": f"test_ai_budget_{os.getpid()}",
     }
+    # Hundreds of processes start here: they may keep what they compiled.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     started = time.monotonic()
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=RUN_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            output = f"{stop(process)}\nStopped after {RUN_TIMEOUT_SECONDS} seconds.\n"
-    ok = process.returncode == 0 or (process.returncode == NO_TESTS_COLLECTED and bool(arguments))
-    passed, failed, skipped, skip_reasons = counts(report)
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.xml")
+        command = [
+            *(sys.executable, "-m", "pytest", f"--junitxml={report}"),
+            *("--quiet", "--numprocesses", workers),
+            *run.paths,
+            *arguments,
+        ]
+        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        passed, failed, skipped, skip_reasons = counts(report)
+    ok = code == 0 or (code == NO_TESTS_COLLECTED and bool(arguments))
     return Result(
         name=run.name,
         ok=ok,
         seconds=time.monotonic() - started,
-        output=output,
         passed=passed,
         # A run that broke down before it could count is at least one failure.
         failed=failed if ok else max(failed, 1),
         skipped=skipped,
-        left_out=left_out(output),
         skip_reasons=skip_reasons,
     )
-
-
-def stop(process: subprocess.Popen[str]) -> str:
-    """Interrupt a hanging pytest, so that it says where it hung and drops its database."""
-    process.send_signal(signal.SIGINT)
-    try:
-        output, _ = process.communicate(timeout=30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
-    return output
 
 
 def counts(report: Path) -> tuple[int, int, int, Counter[str]]:
@@ -319,46 +297,21 @@ def counts(report: Path) -> tuple[int, int, int, Counter[str]]:
     return passed, failed, skipped, reasons
 
 
-def left_out(output: str) -> int:
-    """How many tests a run says that it left to the one on SQLite."""
-    found = re.search(LEFT_OUT.format(r"(\d+)"), output)
-    return int(found[1]) if found else 0
-
-
-def results(runs: Sequence[Run], arguments: Sequence[str]) -> Iterator[Result]:
-    """Run everything side by side; yield each result as it comes."""
-    with (
-        tempfile.TemporaryDirectory() as reports,
-        ThreadPoolExecutor(max_workers=len(runs)) as pool,
-    ):
-        pending = [
-            pool.submit(execute, run, number=n, arguments=arguments, reports=Path(reports))
-            for n, run in enumerate(runs)
-        ]
-        for future in as_completed(pending):
-            yield future.result()
-
-
 # Reporting ---------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str]) -> int:
-    # What a shell starts in the background ignores Ctrl-C, which some tests press, and `stop`.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     planned = plan(arguments)
-    print(f"Running on {', '.join(run.name for run in planned.runs)} ...", flush=True)
-
     done = []
-    for result in results(planned.runs, arguments):
-        done.append(result)
-        print(f"\n######## {result.name} ({result.seconds:.0f} s)\n\n{result.output}", flush=True)
+    for number, run in enumerate(planned.runs, start=1):
+        print(f"\n######## {run.name} (run {number} of {len(planned.runs)})\n", flush=True)
+        done.append(execute(run, arguments=arguments))
 
-    print("########\n")
+    print("\n########\n")
     for result in done:
         print(
             f"{'ok    ' if result.ok else 'FAILED'}  {result.name}: {result.passed} passed,"
-            f" {result.failed} failed, {result.skipped} skipped"
-            + (f"; {LEFT_OUT.format(result.left_out)}" if result.left_out else "")
+            f" {result.failed} failed, {result.skipped} skipped ({result.seconds:.0f} s)"
         )
     for reason, number in sum((r.skip_reasons for r in done), Counter[str]()).most_common():
         print(f"Skipped {number} x: {reason}")

@@ -21,20 +21,32 @@ from typing import Any
 
 env = os.environ.get
 
-# Runs at the same time do not meet, and a process that a test starts inherits the name through
-# the environment: with these settings it opens the very database the test is using.
+# Runs at the same time do not meet, nor do the workers of one run. A process that a test starts
+# inherits the name through the environment: with these settings it opens the very database the
+# test is using.
 GIVEN_NAME = env("AI_BUDGET_TEST_DB_NAME")
-DB_NAME = os.environ["AI_BUDGET_TEST_DB_NAME"] = GIVEN_NAME or f"test_ai_budget_{os.getpid()}"
+DB_NAME = GIVEN_NAME or f"test_ai_budget_{os.getpid()}"
+WORKER = env("PYTEST_XDIST_WORKER", "")
+if not DB_NAME.endswith(WORKER):
+    DB_NAME = f"{DB_NAME}_{WORKER}"
+os.environ["AI_BUDGET_TEST_DB_NAME"] = DB_NAME
 # A file, not memory: threads and processes must share it as they would in production.
 SQLITE_FILE = str(Path(tempfile.gettempdir(), f"{DB_NAME}.sqlite3"))
 if not GIVEN_NAME:  # a management command leaves no database behind
     atexit.register(lambda: Path(SQLITE_FILE).unlink(missing_ok=True))
 
+# No test speaks TLS. An empty folder of certificates makes each HTTP client 12 ms cheaper to build.
+os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
+
 BACKENDS: dict[str, dict[str, Any]] = {
     "sqlite": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": SQLITE_FILE,
-        "OPTIONS": {"timeout": 20, "init_command": "PRAGMA journal_mode=WAL;"},
+        # A test that kills a process leaves the machine up: nothing has to reach the disk.
+        "OPTIONS": {
+            "timeout": 20,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;",
+        },
         "TEST": {"NAME": SQLITE_FILE},
     },
     "postgresql": {
@@ -44,6 +56,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
         "USER": env("PGUSER", "postgres"),
         "PASSWORD": env("PGPASSWORD", ""),
         "NAME": DB_NAME,
+        "OPTIONS": {"options": "-c synchronous_commit=off"},
         "TEST": {"NAME": DB_NAME},
     },
     "mariadb": {

@@ -10,8 +10,10 @@ from importlib import metadata, resources
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import ai_budget
+from tests.run import ROOT
 
 DISTRIBUTION = "django-ai-budget"
 EXTRAS = {"celery", "prometheus", "otel"}
@@ -96,3 +98,25 @@ def test_importing_the_package_is_cheap_and_needs_no_configured_django() -> None
 
     assert finished.stderr == ""
     assert finished.returncode == 0
+
+
+def test_each_requirement_has_a_lower_end_that_is_run() -> None:
+    """The older leg of CI installs what ``oldest.txt`` pins, so these are no guesses."""
+    lines = (ROOT / ".ci/oldest.txt").read_text().splitlines()
+    pinned = {
+        canonicalize_name(pin.name): next(iter(pin.specifier)).version.removesuffix(".*")
+        for pin in (Requirement(line) for line in lines if not line.startswith("#"))
+    }
+    ours = list(requirements(DISTRIBUTION, frozenset(EXTRAS)))
+
+    ends = {
+        canonicalize_name(requirement.name): specifier.version
+        for requirement in ours
+        for specifier in requirement.specifier
+        if specifier.operator == ">="
+    }
+
+    assert {canonicalize_name(requirement.name) for requirement in ours} == ends.keys()
+    assert {name: Version(end) for name, end in ends.items()} == {
+        name: Version(pin) for name, pin in pinned.items()
+    }

@@ -64,6 +64,7 @@ from tests.batches.given import (
     work,
 )
 from tests.batches.test_twice import killed_at
+from tests.depth import deep
 
 Found = TypeVar("Found")
 
@@ -262,7 +263,7 @@ def test_whatever_happens_nothing_is_lost_or_sent_twice(api: AnthropicSimulator)
     run_state_machine_as_test(
         OfTest,
         settings=settings(
-            max_examples=8,
+            max_examples=deep(200, else_=5),
             stateful_step_count=12,
             deadline=None,
             suppress_health_check=list(HealthCheck),

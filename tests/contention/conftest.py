@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from django.db import connection
 
 from ai_budget.testing import AnthropicSimulator
 from tests.contention.processes import Worker, Workers
-from tests.contention.redis_server import BINARY, RedisServer
+from tests.contention.redis_server import RedisServer
+from tests.depth import DEEP
 
 DATABASE, REDIS = (
     "ai_budget.ledger.database.DatabaseLedger",
@@ -39,19 +39,6 @@ class Store:
             self.redis.flush()
 
 
-@pytest.fixture(scope="session")
-def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    if BINARY is None:
-        # Nothing here is safe in a Redis that others use: it is flushed, frozen and killed.
-        if os.environ.get("CI") == "true":
-            pytest.fail("redis-server is not installed")
-        pytest.skip("redis-server is not installed")
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
 def redis_server(redis_process: RedisServer) -> Iterator[RedisServer]:
     """Redis, running and empty, and again so afterwards."""
@@ -60,7 +47,11 @@ def redis_server(redis_process: RedisServer) -> Iterator[RedisServer]:
     redis_process.make_ready()
 
 
-@pytest.fixture(params=["database", "redis"])
+# The ledger in Redis is the same whichever database keeps its journal: the deep suite tries all.
+BOTH = DEEP or connection.vendor == "sqlite"
+
+
+@pytest.fixture(params=["database", "redis"] if BOTH else ["database"])
 def store(request: pytest.FixtureRequest, settings: Any) -> Store:
     """The ledger of the test, which is run once with each."""
     if request.param == "database":
@@ -81,15 +72,6 @@ def redis_store(settings: Any, redis_server: RedisServer) -> Store:
 
 def _in_redis(server: RedisServer) -> Store:
     return Store(settings={"LEDGER": REDIS, "LEDGER_REDIS_URL": server.url, **NO_API}, redis=server)
-
-
-@pytest.fixture(scope="session")
-def worker_processes(django_db_setup: None) -> Iterator[list[Worker]]:
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda _: Worker(), range(Workers.COUNT)))
-        list(pool.map(Worker.wait_until_ready, found))
-        yield found
-        list(pool.map(Worker.stop, found))
 
 
 @pytest.fixture

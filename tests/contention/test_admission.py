@@ -28,6 +28,7 @@ from tests.contention.calls import (
 from tests.contention.conftest import Store
 from tests.contention.mixes import month, random_wishes, simple_limits, tight_wish
 from tests.contention.processes import Workers
+from tests.depth import deep
 from tests.ledger.given import NOON
 
 pytestmark = [pytest.mark.contention, pytest.mark.django_db(transaction=True)]
@@ -49,7 +50,7 @@ def by_all(workers: Workers, wishes: list[Wish], at: datetime) -> list[Outcome]:
 
 def test_a_limit_that_fits_exactly_k_calls_admits_exactly_k(store: Store, workers: Workers) -> None:
     """Whatever kind of limit is the tightest, among whatever others."""
-    for seed in range(8):
+    for seed in range(deep(8, else_=3)):
         fits = random.Random(seed).choice([0, 1, 2, CALLS // 2, CALLS - 1])
         wish = tight_wish(seed, fits, CALLS)
 
@@ -64,7 +65,7 @@ def test_a_limit_that_fits_exactly_k_calls_admits_exactly_k(store: Store, worker
 
 def test_whatever_is_refused_would_not_have_fitted(store: Store, workers: Workers) -> None:
     """Callers of many kinds, and calls of many sizes, over limits that they share in part."""
-    for seed in range(4):
+    for seed in range(deep(4, else_=2)):
         at = month(seed)
         wishes = random_wishes(seed, CALLS, at=at, endings=False)
         with freeze(at):
@@ -83,7 +84,7 @@ def test_whatever_is_refused_would_not_have_fitted(store: Store, workers: Worker
 def test_calls_that_end_in_every_way_are_never_over_and_leave_nothing(
     store: Store, workers: Workers
 ) -> None:
-    for seed in range(4):
+    for seed in range(deep(4, else_=2)):
         at = month(seed)
         wishes = random_wishes(seed, 2 * CALLS, at=at, endings=True)
 
@@ -100,7 +101,7 @@ def test_calls_that_end_in_every_way_are_never_over_and_leave_nothing(
 def test_any_mix_among_threads_is_never_over(store: Store, endings: bool) -> None:
     unused = map(month, itertools.count(200))
 
-    @settings(max_examples=15)
+    @settings(max_examples=deep(200, else_=6))
     @given(st.integers(0, 1_000_000))
     def over(seed: int) -> None:
         at = next(unused)

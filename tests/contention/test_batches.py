@@ -39,6 +39,7 @@ from tests.contention.books import tick
 from tests.contention.conftest import Store
 from tests.contention.processes import PATIENCE, Workers
 from tests.contention.test_crashes import each_point_of
+from tests.depth import some_of
 from tests.guard.books import wait_until
 
 pytestmark = [pytest.mark.contention, pytest.mark.django_db(transaction=True)]
@@ -94,7 +95,7 @@ def test_a_worker_that_is_killed_at_any_point_of_a_batch_leaves_the_rest_to_othe
         made.append(submit(PROMPTS[:3]))
 
     for _ended in each_point_of(
-        workers, work.die_at, batch_work.go_through, 2, every=11, before=begin
+        workers, work.die_at, batch_work.go_through, 2, every=45, before=begin
     ):
         go_on(made[-1])
         assert_done_once(made[-1], api)
@@ -188,7 +189,7 @@ def is_lost(batch: Batch) -> bool:
     return submission.next_look_at > ledgers.current().now() + LEASE * 2
 
 
-@pytest.mark.parametrize("deadly", SENDING.values(), ids=SENDING.keys())
+@pytest.mark.parametrize("deadly", some_of(SENDING.values()), ids=some_of(SENDING))
 def test_a_celery_worker_that_is_killed_while_it_sends_is_followed_by_another(
     broker: Broker, survivor: Broker, workers: Workers, api: AnthropicSimulator, deadly: Moment
 ) -> None:
@@ -199,7 +200,7 @@ def test_a_celery_worker_that_is_killed_while_it_sends_is_followed_by_another(
     follow(batch, survivor, api)
 
 
-@pytest.mark.parametrize("deadly", COLLECTING.values(), ids=COLLECTING.keys())
+@pytest.mark.parametrize("deadly", some_of(COLLECTING.values()), ids=some_of(COLLECTING))
 def test_a_celery_worker_that_is_killed_while_it_collects_is_followed_by_another(
     broker: Broker, survivor: Broker, workers: Workers, api: AnthropicSimulator, deadly: Moment
 ) -> None:

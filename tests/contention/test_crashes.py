@@ -24,6 +24,7 @@ from tests.contention.conftest import Store
 from tests.contention.mixes import simple_limits
 from tests.contention.processes import Workers
 from tests.contention.traffic import CALLER, traffic
+from tests.depth import deep
 from tests.guard.books import wait_until
 from tests.ledger.given import NOON, estimated, settled
 
@@ -35,11 +36,14 @@ def each_point_of(
     until: Callable[..., points.Ended],
     verb: Callable[..., object],
     *arguments: Any,
-    every: int = 1,
+    every: int = 5,
     before: Callable[[], None] = lambda: None,
 ) -> Iterator[points.Ended]:
-    """Do the work again and again, each time until the next of its points."""
-    for point in range(0, 400, every):
+    """Do the work again and again, each time until the next of its points.
+
+    Only the deep suite stops at all of them, the everyday one at each ``every``-th.
+    """
+    for point in range(0, 400, deep(1, else_=every)):
         before()
         ended = workers.one(until, point, verb, *arguments)
         yield ended
@@ -75,7 +79,9 @@ def test_a_worker_that_is_killed_while_balances_are_made_loses_nothing(
         CallLog.objects.all().delete()
         forget_windows()
 
-    for _ in each_point_of(workers, work.die_at, work.try_to_reserve, traffic(), before=forget):
+    for _ in each_point_of(
+        workers, work.die_at, work.try_to_reserve, traffic(), every=9, before=forget
+    ):
         tick(NOON)
         with freeze(NOON):
             assert_all_over()
@@ -91,7 +97,7 @@ def test_a_tick_that_is_killed_at_any_point_leaves_the_rest_to_the_next(
         with freeze(NOON):
             work.try_to_reserve(traffic())
 
-    for _ in each_point_of(workers, work.die_at, work.tick, NOON, every=4, before=abandon):
+    for _ in each_point_of(workers, work.die_at, work.tick, NOON, every=15, before=abandon):
         tick(NOON)
         with freeze(NOON):
             assert_all_over()
@@ -131,7 +137,7 @@ def test_a_worker_that_is_killed_at_any_point_of_a_correction_leaves_right_books
     monkeypatch.setattr("ai_budget.ledger.redis.CLAIM_SECONDS", 0.2)
     workers.at = NOON
     without_limits = replace(traffic(), limits=simple_limits(CALLER, NOON))
-    for point in range(100):
+    for point in range(0, 400, deep(1, else_=9)):
         with freeze(NOON):
             reservation = calls.reserve(without_limits)
             ledgers.current().settle(reservation, estimated(10))
@@ -162,7 +168,7 @@ def test_a_worker_that_sleeps_at_any_point_of_a_call_books_the_truth_when_it_wak
     """The tick comes in between, and takes it for dead. A machine's monotonic clock sleeps, too."""
     shortest: Any = "0.01" if connection.vendor == "postgresql" else 0
     workers.one(work.call_claude, "chat")
-    for ended in each_point_of(workers, sleep_at, work.call_claude, "chat"):
+    for ended in each_point_of(workers, sleep_at, work.call_claude, "chat", every=9):
         if not ended.point:
             break
         with monkeypatch.context() as hurry:

@@ -23,6 +23,7 @@ from tests.contention.mixes import simple_limits
 from tests.contention.points import At, From, watched
 from tests.contention.processes import Workers
 from tests.contention.traffic import assert_survived, run_through, traffic
+from tests.depth import deep
 from tests.ledger.given import NOON, settled
 
 pytestmark = [pytest.mark.contention, pytest.mark.django_db(transaction=True)]
@@ -68,9 +69,9 @@ Breaking = Callable[[Callable[[str], None]], Any]
 def at_every_point(
     breaking: Callable[[int], At],
 ) -> Iterator[tuple[str, Wish, Outcome]]:
-    """Make a call that something happens to at its n-th point, for every n."""
+    """Make a call that something happens to at its n-th point; for every n in the deep suite."""
     make(a_call(-1))
-    for number in range(200):
+    for number in range(0, 200, deep(1, else_=3)):
         at, wish = breaking(number), a_call(number)
         with watched(at):
             outcome = make(wish)

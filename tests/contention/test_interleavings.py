@@ -17,6 +17,7 @@ from tests.contention.calls import Wish, reserve
 from tests.contention.conftest import Store
 from tests.contention.mixes import simple_limits
 from tests.contention.processes import Workers
+from tests.depth import deep
 from tests.ledger.given import NOON, RELEASED, estimated, settled
 
 pytestmark = [pytest.mark.contention, pytest.mark.django_db(transaction=True)]
@@ -117,15 +118,15 @@ def rounds(
     *,
     room: int = 100,
     taken: bool = True,
-    every: int = 1,
+    every: int = 4,
 ) -> Iterator[tuple[str, Round, list[bool]]]:
     """Play it at every point of the first; nothing may be wrong when both are done.
 
-    ``every`` leaves points out, where there are very many.
+    Only the deep suite stops at all of them, the everyday one at each ``every``-th.
     """
     workers.at = NOON
     with freeze(NOON):
-        for number in range(0, 400, every):
+        for number in range(0, 400, deep(1, else_=every)):
             round_ = round_of(number, room=room, taken=taken)
             before()
             point, admitted = both(workers, number, *verbs(round_))
@@ -154,7 +155,7 @@ def test_a_worker_and_the_tick_book_the_truth(store: Store, workers: Workers, fi
     def verbs(it: Round) -> tuple[Verb, Verb]:
         return (it.settle, it.tick) if first == "settle" else (it.tick, it.settle)
 
-    for point, round_, _ in rounds(workers, verbs, every=3 if first == "tick" else 1):
+    for point, round_, _ in rounds(workers, verbs, every=15 if first == "tick" else 4):
         assert (round_.spent, round_.held) == (COST, 0), point
 
 
@@ -174,7 +175,7 @@ def test_what_happens_while_balances_are_looked_over_is_not_lost(
         lambda it: (getattr(it, mending), getattr(it, verb)),
         lambda it: (getattr(it, verb), getattr(it, mending)),
     ):
-        for point, _, admitted in rounds(workers, verbs, every=3):
+        for point, _, admitted in rounds(workers, verbs, every=12):
             assert all(admitted), point
 
 
@@ -200,7 +201,7 @@ def test_balances_that_are_filled_in_the_middle_of_a_call_are_right(
     for point, _, admitted in rounds(
         workers,
         lambda it: (getattr(it, verb), (lost[0], (*lost[1], it.keys))),
-        every=3 if verb == "tick" else 1,
+        every=15 if verb == "tick" else 4,
     ):
         assert all(admitted), point
 
@@ -227,7 +228,7 @@ def test_calls_on_their_way_do_not_all_take_the_last_of_what_was_lost(
 ) -> None:
     """Eight have written to the journal what fits one when it is added up."""
     workers.at = NOON
-    for number in range(20):
+    for number in range(0, 400, deep(1, else_=4)):
         with freeze(NOON):
             round_ = round_of(number, room=HELD, taken=False)
         share = (number, *round_.reserve[:1], *round_.reserve[1])

@@ -29,6 +29,7 @@ from tests.contention.calls import reserve
 from tests.contention.conftest import Store
 from tests.contention.mixes import CHARGES, Mix
 from tests.contention.model import Entry, Model
+from tests.depth import deep
 from tests.ledger.given import NOON, RELEASED, estimated, settled
 
 pytestmark = [pytest.mark.contention, pytest.mark.django_db]
@@ -239,5 +240,6 @@ def test_any_sequence_ends_as_in_the_model(store: Store) -> None:
 
     OfStore.store, OfStore.redis = store, store.redis
     run_state_machine_as_test(
-        OfStore, settings=settings(max_examples=15, stateful_step_count=25, deadline=None)
+        OfStore,
+        settings=settings(max_examples=deep(200, else_=6), stateful_step_count=25, deadline=None),
     )

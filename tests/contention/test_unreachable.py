@@ -21,6 +21,7 @@ from tests.contention.points import At, watched
 from tests.contention.processes import Workers
 from tests.contention.redis_server import RedisServer
 from tests.contention.traffic import LIMIT, traffic
+from tests.depth import deep
 from tests.ledger.given import NOON, settled
 
 pytestmark = [pytest.mark.contention, pytest.mark.django_db(transaction=True)]
@@ -79,7 +80,7 @@ def test_a_redis_that_hangs_at_any_point_of_a_call_and_goes_on_loses_nothing(
     if failing == "allow":
         request.getfixturevalue("allowed")
     make(traffic(cost=1))
-    for number in range(0, 100, 2):
+    for number in range(0, 100, deep(1, else_=7)):
         at = At(number, server.freeze)
         with watched(at):
             outcome = make(traffic(cost=1))

@@ -21,6 +21,7 @@ from ai_budget.testing import AnthropicSimulator, CutBeforeResponse, Fail, Reply
 from ai_budget.testing.tokens import text_tokens
 from ai_budget.values import Kind
 from tests.conversation.talks import Talk, assert_sendable, calls, question, results, talk, talks
+from tests.depth import deep
 from tests.guard.books import assert_exact, bill, in_db, only_row, rows
 
 pytestmark = pytest.mark.django_db
@@ -450,7 +451,7 @@ def test_a_short_conversation_costs_nothing(api: AnthropicSimulator) -> None:
 
 
 @settings(
-    max_examples=60,
+    max_examples=deep(200, else_=20),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(messages=talks(), keep=st.integers(1, 8), step=st.integers(1, 4))

@@ -16,13 +16,20 @@ from tests.example.processes import PATIENCE, calls, demo, site_port, wait_for_c
 pytestmark = pytest.mark.browser
 
 
+@pytest.fixture(scope="module")
+def site_url(first_demo: str, database: Path) -> Iterator[str]:
+    """The address of a demo that has its month of spend already."""
+    with demo(database) as (_, output):
+        yield f"http://127.0.0.1:{site_port(output)}"
+
+
 @pytest.fixture
-def page(chromium_path: str, first_demo: str, database: Path) -> Iterator[Page]:
+def page(chromium_path: str, site_url: str) -> Iterator[Page]:
     """A page on which ada has signed in. Whatever the browser complains about fails the test."""
     complaints: list[str] = []
-    with demo(database) as (_, output), sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
-        page = browser.new_page(base_url=f"http://127.0.0.1:{site_port(output)}")
+        page = browser.new_page(base_url=site_url)
         page.set_default_timeout(PATIENCE * 1000)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))

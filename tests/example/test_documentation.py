@@ -28,6 +28,11 @@ NOT_SETTINGS = {
     "SECRET_KEY",  # Django's
     "REMOTE_ADDR",  # a request's
     "FLUSHALL",  # a command of Redis
+    "SSL_CERT_DIR",  # of the environment
+    "PYTHONDONTWRITEBYTECODE",  # likewise
+    "AI_BUDGET_TEST_WORKERS",  # of the test runner
+    "STORE_TESTS",  # a list in the tests
+    "SHARED",  # likewise
 }
 
 

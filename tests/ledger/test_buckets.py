@@ -16,6 +16,7 @@ from ai_budget.exceptions import BudgetExceeded, LimitReached, RateLimited
 from ai_budget.ledger import base as ledgers
 from ai_budget.models import CallLog, RateBucket
 from ai_budget.values import SITE, Bucket, Level, Limit, Measure, Reservation
+from tests.depth import deep
 from tests.ledger.conftest import Clock
 from tests.ledger.given import (
     NOON,
@@ -556,7 +557,7 @@ def admitted(of: Bucket, units: int, milliseconds: int) -> bool:
     return True
 
 
-@settings(max_examples=60)
+@settings(max_examples=deep(200, else_=25))
 @given(BUCKETS, st.lists(st.tuples(UNITS, st.integers(0, 20_000)), max_size=15))
 def test_any_sequence_is_admitted_as_by_a_bucket_of_exact_fractions(
     of: Bucket, steps: list[tuple[int, int]]
@@ -572,7 +573,7 @@ def test_any_sequence_is_admitted_as_by_a_bucket_of_exact_fractions(
         assert admitted(of, units, now) is fits
 
 
-@settings(max_examples=60)
+@settings(max_examples=deep(200, else_=25))
 @given(BUCKETS, st.lists(st.tuples(UNITS, st.integers(0, 90_000)), max_size=15))
 def test_no_span_admits_more_than_a_full_bucket_and_its_refill(
     of: Bucket, attempts: list[tuple[int, int]]

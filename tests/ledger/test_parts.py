@@ -38,6 +38,7 @@ from ai_budget.values import (
 )
 from tests.contention.books import assert_books_agree
 from tests.contention.redis_server import BINARY, RedisServer
+from tests.depth import deep
 from tests.ledger.conftest import Clock
 from tests.ledger.given import (
     MIDNIGHT,
@@ -724,7 +725,7 @@ class Run:
         assert {found.get(key, expected) for key in keys} == {expected}
 
 
-@settings(max_examples=15)
+@settings(max_examples=deep(200, else_=8))
 @given(sizes=st.lists(st.integers(1, 6), min_size=3, max_size=3), steps=STEPS)
 @pytest.mark.parametrize("name", LEDGERS)
 def test_any_sequence_comes_to_what_it_has_to(

@@ -29,6 +29,7 @@ from ai_budget.models import CallLog, SpendWindow
 from ai_budget.testing import freeze
 from ai_budget.values import Balances, Kind, Part, Reservation, Status
 from tests.contention.redis_server import BINARY, RedisServer
+from tests.depth import deep
 from tests.ledger.conftest import Clock
 from tests.ledger.given import (
     CHAT,
@@ -658,7 +659,7 @@ class Run:
         assert self.ledger.differences(DAY) == []
 
 
-@settings(max_examples=20)
+@settings(max_examples=deep(200, else_=10))
 @given(STEPS)
 def test_whatever_is_lost_redis_never_has_too_little_and_the_tick_makes_it_right(
     server: RedisServer, steps: list[tuple[Any, ...]]

@@ -27,6 +27,7 @@ from ai_budget.values import (
     Settlement,
     Status,
 )
+from tests.depth import deep
 from tests.ledger.given import (
     NOON,
     RELEASED,
@@ -266,7 +267,7 @@ class Run:
 
 
 @pytest.mark.django_db
-@settings(max_examples=80)
+@settings(max_examples=deep(200, else_=25))
 @given(SITES, STEPS)
 def test_any_sequence_is_counted_like_the_plain_ledger_counts_it(
     site: Site, steps: list[tuple[Any, ...]]

@@ -15,6 +15,7 @@ from ai_budget.pricing import rates
 from ai_budget.pricing.bound import bound
 from ai_budget.pricing.cost import price
 from ai_budget.pricing.rates import resolve
+from tests.depth import deep
 from tests.factories import ModelRateFactory
 from tests.pricing.permitted import (
     BEFORE_THE_TIERS_ENDED,
@@ -45,7 +46,7 @@ def ensure_covered(case: Case) -> None:
     assert price(model, case.usage, at=case.at, batch=case.batch) <= most.nanousd
 
 
-@settings(max_examples=600)
+@settings(max_examples=deep(600, else_=150))
 @given(case=cases())
 def test_no_permitted_usage_costs_more_than_the_bound(case: Case) -> None:
     ensure_covered(case)
@@ -76,7 +77,7 @@ def odd_rates(fresh_rates: None) -> None:
 
 
 @pytest.mark.usefixtures("odd_rates")
-@settings(max_examples=300)
+@settings(max_examples=deep(300, else_=60))
 @given(case=cases())
 def test_no_permitted_usage_costs_more_whatever_the_rates_are(case: Case) -> None:
     ensure_covered(case)
@@ -120,7 +121,7 @@ ADDITIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("addition", ADDITIONS)
-@settings(max_examples=40)
+@settings(max_examples=deep(200, else_=15))
 @given(body=bodies())
 def test_adding_anything_never_lowers_a_bound(addition: str, body: dict[str, Any]) -> None:
     # A mark for five minutes in the place of one for an hour takes away.
@@ -130,13 +131,13 @@ def test_adding_anything_never_lowers_a_bound(addition: str, body: dict[str, Any
     assert bound_of({**body, **more}) >= bound_of(body)
 
 
-@settings(max_examples=50)
+@settings(max_examples=deep(200, else_=20))
 @given(body=bodies(), tool=client_tools)
 def test_adding_a_tool_never_lowers_a_bound(body: dict[str, Any], tool: dict[str, Any]) -> None:
     assert bound_of({**body, "tools": [*body.get("tools", ()), tool]}) >= bound_of(body)
 
 
-@settings(max_examples=50)
+@settings(max_examples=deep(200, else_=20))
 @given(body=bodies(), extra=st.lists(messages, max_size=2))
 def test_a_longer_conversation_never_has_a_lower_bound(
     body: dict[str, Any], extra: list[dict[str, Any]]
@@ -151,13 +152,13 @@ def test_lowering_max_tokens_never_raises_a_bound(body: dict[str, Any], fewer: i
     assert bound_of(lower) <= bound_of(body)
 
 
-@settings(max_examples=50)
+@settings(max_examples=deep(200, else_=20))
 @given(body=bodies())
 def test_declaring_a_geography_never_raises_a_bound(body: dict[str, Any]) -> None:
     assert bound_of(body, declared_geo="global") <= bound_of(body)
 
 
-@settings(max_examples=50)
+@settings(max_examples=deep(200, else_=20))
 @given(body=bodies())
 def test_a_batch_never_raises_a_bound(body: dict[str, Any]) -> None:
     assert bound_of(body, batch=True) <= bound_of(body)

@@ -21,6 +21,7 @@ from ai_budget.policy.limits import limits_in_force
 from ai_budget.review import callers, rollups
 from ai_budget.review.callers import Caller, LimitInForce, Whose, in_force, quotas_of, spend_of
 from ai_budget.values import Limit, Reservation, Settlement, Status
+from tests.depth import deep
 from tests.factories import (
     HAIKU,
     SONNET,
@@ -311,7 +312,7 @@ def test_balances_are_those_copied_last_where_the_ledger_does_not_answer(
 AMOUNTS = st.none() | st.integers(0, 3)
 
 
-@settings(max_examples=40)
+@settings(max_examples=deep(200, else_=15))
 @given(
     rows=st.dictionaries(
         st.tuples(st.sampled_from(["own", "wheel", "staff", "everyone"]), st.booleans()),

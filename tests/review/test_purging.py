@@ -37,6 +37,7 @@ from ai_budget.review import purging, rollups
 from ai_budget.review.purging import Obstacle, Purge, purge
 from ai_budget.review.spans import Span, ever
 from ai_budget.review.sums import reading
+from tests.depth import deep
 from tests.factories import CallLogFactory, FeatureBudgetFactory, UserFactory
 from tests.review.test_sums import (
     book,
@@ -76,7 +77,9 @@ def days_left() -> list[str]:
 # Sums --------------------------------------------------------------------------------------------
 
 
-@hypothesis_settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=deep(200, else_=4), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     seed=st.integers(0, 10**9),
     zone=st.sampled_from(["UTC", "Asia/Kathmandu", "Europe/Berlin", "America/New_York"]),

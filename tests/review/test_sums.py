@@ -31,6 +31,7 @@ from ai_budget.review.cover import cover_of
 from ai_budget.review.spans import Span, ever
 from ai_budget.review.spenders import CallerFigures
 from ai_budget.review.sums import Figures, reading
+from tests.depth import deep
 from tests.factories import (
     HAIKU,
     SONNET,
@@ -213,7 +214,9 @@ def within(span: Span) -> list[CallLog]:
     return list(rows)
 
 
-@hypothesis_settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=deep(200, else_=6), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(seed=st.integers(0, 10**9), zone=st.sampled_from(ZONES))
 def test_figures_are_a_plain_aggregate_of_the_calls(seed: int, zone: str) -> None:
     dice = random.Random(seed)
@@ -243,7 +246,9 @@ def test_figures_are_a_plain_aggregate_of_the_calls(seed: int, zone: str) -> Non
                 )
 
 
-@hypothesis_settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=deep(200, else_=3), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(seed=st.integers(0, 10**9))
 def test_filters_leave_the_same_calls_as_a_plain_one(seed: int) -> None:
     dice = random.Random(seed)

@@ -14,6 +14,7 @@ from ai_budget.savings.prompt_cache import Marking, mark
 from ai_budget.savings.prompt_prefixes import is_marked, read_prefixes
 from ai_budget.testing.prompt_cache_model import PromptCache
 from ai_budget.testing.tokens import prompt_blocks
+from tests.depth import deep
 from tests.savings.prompt_api import RATES
 
 AT = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -302,7 +303,7 @@ def rendered(given: dict[str, Any]) -> list[Any]:
     ]
 
 
-@settings(max_examples=150)
+@settings(max_examples=deep(200, else_=40))
 @given(given=BODIES, mode=st.sampled_from(["5m", "1h", "auto"]))
 def test_marks_never_change_the_prompt_and_are_always_ones_that_the_api_takes(
     given: dict[str, Any], mode: str

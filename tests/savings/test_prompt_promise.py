@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ai_budget.savings.prompt_reuse import Position
+from tests.depth import deep
 from tests.savings.prompt_api import Api, Sent
 
 BEGINS = 1_800_000_000.0
@@ -151,7 +152,7 @@ STEPS = st.lists(
 
 
 @settings(
-    max_examples=150,
+    max_examples=deep(200, else_=40),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=STEPS, earlier=st.sampled_from([0, 60, 250]), size=st.sampled_from([600, 3_000]))

@@ -43,6 +43,7 @@ from ai_budget.savings.response_cache import (
     place_of,
 )
 from tests.contention.redis_server import BINARY, RedisServer
+from tests.depth import deep
 from tests.savings import askers
 from tests.savings.askers import PATIENCE, django_redis
 
@@ -309,7 +310,7 @@ def test_an_answer_is_found_again_from_every_moment_of_a_cache_in_memory() -> No
 # Whose ------------------------------------------------------------------------------------------
 
 
-def deep(levels: int) -> dict[str, Any]:
+def nested(levels: int) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for _ in range(levels):
         value = {"x": value}
@@ -337,7 +338,7 @@ def test_of_another_scope_nothing_is_kept(scope: str) -> None:
         {"x": "\ud83d\ude00"},  # two halves, which a request cannot carry
         {("a", "b"): 1},
         {1: "x", "1": "y"},
-        deep(200_000),
+        nested(200_000),
     ],
     ids=["nan", "inf", "bytes", "set", "datetime", "halves", "tuple", "mixed", "deep"],
 )
@@ -406,7 +407,7 @@ def place_with(given: Mapping[str, Any]) -> Place:
 
 
 @given(one=inputs, other=inputs, data=st.data())
-@hypothesis_settings(max_examples=500)
+@hypothesis_settings(max_examples=deep(500, else_=120))
 def test_two_questions_have_one_place_only_if_they_are_the_same(
     one: dict[str, Any], other: dict[str, Any], data: st.DataObject
 ) -> None:
@@ -515,7 +516,7 @@ def entry(place: Place) -> str:
 
 
 @given(data=st.data())
-@hypothesis_settings(max_examples=300)
+@hypothesis_settings(max_examples=deep(300, else_=80))
 def test_an_entry_that_was_changed_anywhere_is_a_miss(data: st.DataObject) -> None:
     place = shared()
     value = entry(place)

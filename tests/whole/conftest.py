@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from ai_budget import periods
 from ai_budget.testing import AnthropicSimulator
-from tests.contention.redis_server import BINARY, RedisServer
+from tests.contention.redis_server import RedisServer
 from tests.whole.clocks import Clock
 from tests.whole.workers import Elsewhere
 
@@ -18,19 +17,6 @@ LEDGERS = {
     "database": "ai_budget.ledger.database.DatabaseLedger",
     "redis": "ai_budget.ledger.redis.RedisLedger",
 }
-
-
-@pytest.fixture(scope="session")
-def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    if BINARY is None:
-        # It is flushed before each test, so it cannot be one that others use.
-        if os.environ.get("CI") == "true":
-            pytest.fail("redis-server is not installed")
-        pytest.skip("redis-server is not installed")
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture(params=list(LEDGERS))

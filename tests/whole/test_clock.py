@@ -29,6 +29,7 @@ from ai_budget.money import to_usd
 from ai_budget.periods import Period
 from ai_budget.testing import AnthropicSimulator, CutStream, Reply
 from ai_budget.values import Balances
+from tests.depth import deep
 from tests.guard.books import bill
 from tests.whole.calls import LONG, TOKENS, ask, assert_books_agree, balance, last, most, spent
 from tests.whole.clocks import Clock
@@ -616,7 +617,9 @@ numbers = itertools.count()
 
 
 @settings(
-    max_examples=12, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=deep(200, else_=6),
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(calls=CALLS)
 @example(calls=[(utc(2026, 5, 4, 23, 30), zone, HOUR) for zone in ("UTC", "Australia/Lord_Howe")])

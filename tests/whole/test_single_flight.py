@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -20,7 +19,7 @@ from ai_budget import periods
 from ai_budget.models import CallLog, FeatureBudget, UserQuota
 from ai_budget.testing import AnthropicSimulator, Fail, Hang, Reply, freeze
 from ai_budget.values import Status
-from tests.contention.processes import PATIENCE, Worker
+from tests.contention.processes import PATIENCE, Worker, Workers
 from tests.contention.redis_server import RedisServer
 from tests.factories import UserFactory
 from tests.guard.books import assert_balanced, wait_until
@@ -29,7 +28,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 with_one_ledger = pytest.mark.parametrize("ledger_settings", ["database"], indirect=True)
 
-WORKERS = 8
+WORKERS = Workers.COUNT
 HUNDRED = [13] * 4 + [12] * 4
 FIFTY = [6] * 6 + [7] * 2
 Ask = Mapping[str, Any]
@@ -91,15 +90,6 @@ class Crew:
         return self.said()
 
 
-@pytest.fixture(scope="module")
-def processes(django_db_setup: None) -> Iterator[list[Worker]]:
-    with ThreadPoolExecutor() as pool:
-        workers = list(pool.map(lambda _: Worker(), range(WORKERS)))
-        list(pool.map(Worker.wait_until_ready, workers))
-        yield workers
-        list(pool.map(Worker.stop, workers))
-
-
 @pytest.fixture
 def cache(redis_process: RedisServer, ledger_settings: dict[str, Any]) -> str:
     """The address of an empty cache, beside the ledger if that is in the same server."""
@@ -109,9 +99,9 @@ def cache(redis_process: RedisServer, ledger_settings: dict[str, Any]) -> str:
 
 @pytest.fixture
 def crew(
-    processes: list[Worker], cache: str, api: AnthropicSimulator, settings: Any
+    worker_processes: list[Worker], cache: str, api: AnthropicSimulator, settings: Any
 ) -> Iterator[Crew]:
-    yield Crew(processes, cache, settings.AI_BUDGET)
+    yield Crew(worker_processes, cache, settings.AI_BUDGET)
     assert_balanced()
 
 

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import django
+
 BASE_DIR = Path(__file__).resolve().parent
 env = os.environ.get
 
@@ -66,10 +68,11 @@ TEMPLATES = [
     },
 ]
 
+DATABASE = Path(env("EXAMPLE_DATABASE", str(BASE_DIR / "db.sqlite3")))
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": env("EXAMPLE_DATABASE", str(BASE_DIR / "db.sqlite3")),
+        "NAME": str(DATABASE),
         "OPTIONS": {
             # Readers and the one writer do not wait for each other, and a writer takes its
             # lock at once instead of failing half-way with "database is locked".
@@ -79,6 +82,14 @@ DATABASES = {
         },
     },
 }
+# What alerts and reports would send; a demo has no mail server.
+MAIL_FOLDER = str(DATABASE.parent / "mail")
+_TO_FILES = "django.core.mail.backends.filebased.EmailBackend"
+if django.VERSION >= (6, 1):
+    MAILERS = {"default": {"BACKEND": _TO_FILES, "OPTIONS": {"file_path": MAIL_FOLDER}}}
+else:
+    EMAIL_BACKEND = _TO_FILES
+    EMAIL_FILE_PATH = MAIL_FOLDER
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 

@@ -34,6 +34,7 @@ from example_project.desk.seed.notes import create_notes
 from example_project.desk.templatetags.desk import usd
 from example_project.desk.usage import budget_allowance
 from example_project.desk.views import LIBRARIAN
+from example_project.settings import MAIL_FOLDER
 
 QUESTION = "What does a budget for an AI feature protect me from?"
 _PORTS_TRIED = 20
@@ -152,6 +153,7 @@ class Command(BaseCommand):
         self._say(
             f"  Night  http://{shown}:{port}/notes/   manage.py sort_notes sorts them by batch"
         )
+        self._say(f"  Mail   {MAIL_FOLDER}   what alerts would send")
         self._say("\nThe passwords are for this demo only. Ctrl-C stops it.")
 
     def _say(self, text: str) -> None:

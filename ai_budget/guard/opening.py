@@ -21,7 +21,13 @@ from django.db import connections
 
 from ai_budget import periods, signals
 from ai_budget.conf import conf
-from ai_budget.exceptions import AIBudgetError, FeatureDisabled, LedgerUnavailable, LimitReached
+from ai_budget.exceptions import (
+    AIBudgetError,
+    FeatureDisabled,
+    LedgerUnavailable,
+    LimitReached,
+    UnboundedCall,
+)
 from ai_budget.guard.answers import Asking, Setting, place_of, setting_of
 from ai_budget.guard.attempt import OpenAttempt
 from ai_budget.guard.charge import HELPERS, OpenCall, Payer, current_call, current_payer
@@ -51,7 +57,7 @@ from ai_budget.policy.limits import (
     limits_in_force,
     only_counting,
 )
-from ai_budget.pricing.bound import count_request
+from ai_budget.pricing.bound import NESTED_TOO_DEEPLY, count_request
 from ai_budget.savings.response_cache import Kept
 from ai_budget.values import (
     Amounts,
@@ -134,7 +140,7 @@ class Opening:
             return Pause(seconds=waiting)
         charge = self._fixed.over(current_payer()).charge()
         try:
-            return self._reserve(charge)
+            return self._reserve_readable(charge)
         except BaseException as error:
             self.give_up()
             if isinstance(error, AIBudgetError):
@@ -152,6 +158,13 @@ class Opening:
         """Take what the API counted; None where it did not."""
         if self._counting is not None and tokens is not None:
             self._counted = Counted(request=self._counting.request, tokens=tokens)
+
+    def _reserve_readable(self, charge: Charge) -> Step:
+        try:
+            return self._reserve(charge)
+        except RecursionError:
+            # Nothing was reserved: all that walks a body comes before.
+            raise UnboundedCall(NESTED_TOO_DEEPLY) from None
 
     def _reserve(self, charge: Charge) -> Step:
         outgoing = self._outgoing

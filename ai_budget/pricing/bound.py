@@ -22,7 +22,6 @@ classifies it.
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,6 +30,7 @@ from typing import Any, TypeGuard
 
 from ai_budget import money
 from ai_budget.exceptions import UnboundedCall
+from ai_budget.pricing.folding import most_bytes
 from ai_budget.pricing.rates import BATCH, ModelRates, TokenRates, resolve
 from ai_budget.pricing.usage import SPEEDS
 from ai_budget.values import Bound
@@ -516,22 +516,18 @@ def is_expected_to_fit(body: Mapping[str, Any], rates: ModelRates) -> bool:
     return text // _EXPECTED_BYTES + prompt.images * rates.image_tokens <= rates.context_window
 
 
-def json_bytes(body: Mapping[str, Any]) -> int:
-    """Return the bytes of the body's JSON, the larger of UTF-8 and NFKC.
+NESTED_TOO_DEEPLY = "The request's body is nested too deeply to be read: flatten its content."
 
-    A tokenizer may fold text to its compatibility form first, in which one letter of three
-    bytes can become eighteen letters.
-    """
+
+def json_bytes(body: Mapping[str, Any]) -> int:
+    """Return at least the bytes of the body's JSON, as it is or folded to NFKC."""
     try:
         text = json.dumps(body, ensure_ascii=False, default=plain_json)
     except (TypeError, ValueError):
         raise UnboundedCall("The request's body is not JSON.") from None
-    if text.isascii():
-        return len(text)
-    folded = unicodedata.normalize("NFKC", text)
-    return max(
-        len(text.encode("utf-8", "surrogatepass")), len(folded.encode("utf-8", "surrogatepass"))
-    )
+    except RecursionError:
+        raise UnboundedCall(NESTED_TOO_DEEPLY) from None
+    return most_bytes(text)
 
 
 def plain_json(value: Any) -> Any:

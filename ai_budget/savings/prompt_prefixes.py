@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -25,6 +24,7 @@ from ai_budget.pricing.bound import (
     PARAMETERS,
     SERVER_TOOLS,
 )
+from ai_budget.pricing.folding import most_bytes
 from ai_budget.pricing.rates import ModelRates
 from ai_budget.savings.digest_keys import digest_key
 from ai_budget.savings.prompt_reuse import HOUR, MOST_MARKS, Mark, Position
@@ -235,10 +235,7 @@ class _Reader:
         text = _JSON.encode(value)
         data = text.encode("utf-8", "surrogatepass")
         self._state.update(data + b"\0")
-        if text.isascii():
-            return len(data), len(data)
-        folded = unicodedata.normalize("NFKC", text).encode("utf-8", "surrogatepass")
-        return len(data), max(len(data), len(folded))
+        return len(data), most_bytes(text)
 
     def _selected(self) -> Prefixes:
         # What comes after the last position is read too, and chooses among prices with the rest.

@@ -11,11 +11,13 @@ from django.test import override_settings
 
 import ai_budget
 from ai_budget.conf import conf
-from ai_budget.models import UserQuota
+from ai_budget.models import CallLog, UserQuota
 from ai_budget.signals import call_refused
 from ai_budget.testing import AnthropicSimulator, override_budget
 from tests.factories import UserFactory
 from tests.guard.books import ledger_of_the_run, refusals
+
+MODEL = "claude-haiku-5-5"
 
 pytestmark = pytest.mark.django_db
 
@@ -136,3 +138,22 @@ def test_each_refused_call_is_counted(client: anthropic.Anthropic) -> None:
             ask()
 
     assert refusals() == {"feature:chat": 3}
+
+
+def test_a_body_that_is_nested_too_deeply_to_be_read_is_a_typed_error(
+    api: AnthropicSimulator,
+) -> None:
+    content: Any = "Hello"
+    for _ in range(3_000):
+        content = [{"type": "tool_result", "tool_use_id": "1", "content": content}]
+    body: Any = {"messages": [{"role": "user", "content": content}]}
+    client = ai_budget.client(feature="chat")
+
+    for route in (None, "length"):
+        with pytest.raises(ai_budget.UnboundedCall, match="nested too deeply"):
+            ai_budget.ask(body["messages"], feature="chat", route=route)
+    with pytest.raises(ai_budget.UnboundedCall, match="nested too deeply"):
+        client.post("/v1/messages", body={"model": MODEL, **body}, cast_to=object)
+
+    assert not api.requests
+    assert not CallLog.objects.exists()

@@ -44,7 +44,6 @@ STORE_TESTS = [
     "tests/whole",
     "tests/contention/test_admission.py",
     "tests/contention/test_crashes.py",
-    "tests/contention/test_faults.py",
     "tests/batches/test_transactions.py",
     "tests/commands/test_purge.py",
     "tests/commands/test_rebuild.py",
@@ -52,12 +51,24 @@ STORE_TESTS = [
 ]
 """What is about a store: PostgreSQL and MariaDB run it, too."""
 REDIS_LEDGER_TESTS = [
-    "tests/batches",
-    "tests/guard",
-    "tests/service",
+    *(
+        f"tests/batches/test_{name}.py"
+        for name in ("partial", "results", "steps", "submit", "transactions", "twice")
+    ),
+    *(
+        f"tests/guard/test_{name}.py"
+        for name in (
+            *("answers", "batches_through_client", "cancellation", "counting", "failures"),
+            *("ladder", "limits", "rates", "refusals", "settling", "streams", "waiting"),
+        )
+    ),
+    "tests/service/test_ask.py",
+    "tests/service/test_many.py",
+    "tests/service/test_usage.py",
     "tests/test_middleware.py",
     "tests/test_decorators.py",
 ]
+"""What asks the ledger for something, and so runs on the one in Redis, too."""
 USER_MODEL_TESTS = [
     "tests/models",
     "tests/admin/test_calls.py",
@@ -220,7 +231,7 @@ def plan(arguments: Sequence[str]) -> Plan:
                 "AI_BUDGET_TEST_LEDGER": "redis",
                 **ONLY_DATABASE,
             },
-            paths=REDIS_LEDGER_TESTS,
+            paths=["tests/batches", "tests/guard", "tests/service"] if DEEP else REDIS_LEDGER_TESTS,
         )
         plan_part("the guard's tests with the ledger on Redis", "redis", on_redis)
     is_there("RabbitMQ", rabbitmq_version)

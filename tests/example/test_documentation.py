@@ -32,6 +32,7 @@ NOT_SETTINGS = {
     "PYTHONDONTWRITEBYTECODE",  # likewise
     "AI_BUDGET_TEST_WORKERS",  # of the test runner
     "STORE_TESTS",  # a list in the tests
+    "REDIS_LEDGER_TESTS",  # likewise
     "SHARED",  # likewise
 }
 

@@ -42,6 +42,8 @@ STORE_TESTS = [
     *LEDGER_TESTS,
     "tests/review",
     "tests/whole",
+    # One question of many processes is about the cache.
+    "--ignore=tests/whole/test_single_flight.py",
     "tests/contention/test_admission.py",
     "tests/contention/test_crashes.py",
     "tests/batches/test_transactions.py",

@@ -142,7 +142,7 @@ def assert_released() -> CallLog:
     return row
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Look again and again until it is so. Raises TimeoutError."""
     end = time.monotonic() + seconds
     while not condition():

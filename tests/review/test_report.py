@@ -578,10 +578,13 @@ def test_the_number_of_queries_does_not_grow_with_the_rows(
         for index in range(number):
             CallLogFactory.create(user=UserFactory.create(), feature__name=f"feature-{index}")
 
+    def queries() -> int:
+        with CaptureQueriesContext(connections[conf.LEDGER_DATABASE]) as made:
+            cost_report(october)
+        return len(made)
+
     create(2)
-    with CaptureQueriesContext(connections[conf.LEDGER_DATABASE]) as few:
-        cost_report(october)
+    # The less of two: prices are read again now and then, whatever there is to report.
+    few = min(queries(), queries())
     create(12)
-    with CaptureQueriesContext(connections[conf.LEDGER_DATABASE]) as many:
-        cost_report(october)
-    assert len(few) == len(many)
+    assert min(queries(), queries()) == few

@@ -24,6 +24,7 @@ from tests.factories import (
     ModelRateFactory,
     UserFactory,
 )
+from tests.queries import statements
 
 CHANGELIST = "/admin/ai_budget/calllog/"
 
@@ -123,17 +124,10 @@ def test_queries_do_not_grow_with_the_rows(root: Client) -> None:
             if index % 2:
                 user.delete()
 
-    def queries() -> list[str]:
-        with CaptureQueriesContext(
-            connection,
-        ) as captured:
-            page(root)
-        return [query["sql"] for query in captured]
-
     create(2)
-    few = queries()
+    few = statements(lambda: page(root))
     create(30)
-    many = queries()
+    many = statements(lambda: page(root))
 
     assert len(many) == len(few)
     assert sum("ai_budget_calllog" in query for query in many) == 2

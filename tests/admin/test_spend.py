@@ -11,9 +11,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from django.db import connection
 from django.test import Client
-from django.test.utils import CaptureQueriesContext, override_settings
+from django.test.utils import override_settings
 from django.urls import reverse
 from django.utils import translation
 
@@ -33,6 +32,7 @@ from tests.factories import (
     UserFactory,
     mark,
 )
+from tests.queries import statements
 
 pytestmark = pytest.mark.django_db
 
@@ -624,10 +624,7 @@ def test_counts_lead_to_their_calls_too(root: Client) -> None:
 
 
 def queries(client: Client, **query: str) -> list[str]:
-    page(client, **query)
-    with CaptureQueriesContext(connection) as captured:
-        page(client, **query)
-    return [it["sql"] for it in captured]
+    return statements(lambda: page(client, **query))
 
 
 @pytest.mark.parametrize("query", [{}, {"range": "90", "by": "model"}, {"feature": "feature-0"}])

@@ -18,6 +18,7 @@ from django.db import connection, connections, transaction
 from django.test import SimpleTestCase, TransactionTestCase
 from hypothesis import settings as hypothesis_settings
 from pytest_django import DjangoDbBlocker
+from xdist.scheduler import LoadScopeScheduling
 
 import ai_budget
 from ai_budget.conf import conf
@@ -61,8 +62,33 @@ def reaches_a_database(item: pytest.Item) -> bool:
     )
 
 
-SHARED = {"worker_processes", "first_demo"}
+WORKERS, DEMO = "worker_processes", "first_demo"
 """Fixtures of a whole session that take seconds: eight processes, a month of spend."""
+
+TOGETHER = {
+    "tests/contention/": WORKERS,
+    "tests/whole/test_changes.py": WORKERS,
+    "tests/whole/test_single_flight.py": WORKERS,
+    "tests/example/test_browser.py": DEMO,
+    "tests/example/test_servers.py": DEMO,
+}
+"""Tests that share such a fixture run in one process, so that it is made once."""
+
+
+def run_together(nodeid: str) -> str | None:
+    """Name what a test shares with others, if anything."""
+    return next((shared for path, shared in TOGETHER.items() if nodeid.startswith(path)), None)
+
+
+class SharingScheduler(LoadScopeScheduling):
+    """Gives tests to the processes of pytest-xdist one by one, but those that share as a whole."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return run_together(nodeid) or nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharingScheduler:
+    return SharingScheduler(config, log)
 
 
 def pytest_collection_finish() -> None:
@@ -84,9 +110,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("browser") and chromium() is None:
             item.add_marker(pytest.mark.skip(reason="Chromium is not installed"))
-        # What many tests start and share is started once, by one worker of pytest-xdist.
-        for shared in SHARED.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(shared))
+        shared = {WORKERS, DEMO}.intersection(getattr(item, "fixturenames", ()))
+        if shared and run_together(item.nodeid) not in shared:
+            raise pytest.UsageError(f"{item.nodeid} shares {shared}: add its file to TOGETHER.")
 
 
 def pytest_fixture_setup(

@@ -11,14 +11,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-Result = TypeVar("Result")
+from tests.processes import PATIENCE, start
 
-PATIENCE = 60
-"""Seconds that a worker may take, on a machine that is busy."""
+Result = TypeVar("Result")
 
 
 def serve(orders: Connection) -> None:
@@ -62,12 +60,8 @@ class Worker:
     """One process, seen from the test."""
 
     def __init__(self) -> None:
-        context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
         # Where the worker itself starts processes, it must not be a daemon; it ends by its pipe.
-        self.process = context.Process(target=serve, args=(theirs,))
-        self.process.start()
-        theirs.close()
+        self.process, self._pipe = start(serve)
 
     def wait_until_ready(self) -> None:
         self._receive()

@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -41,19 +40,16 @@ def test_the_demo_shows_one_guarded_call_the_addresses_and_the_logins(first_demo
     assert re.search(r"  Admin  http://127\.0\.0\.1:\d+/admin/ .*admin / admin", first_demo)
 
 
-def test_a_second_demo_loses_nothing_and_starts_at_once(first_demo: str, database: Path) -> None:
+def test_a_second_demo_loses_nothing_and_seeds_nothing(first_demo: str, database: Path) -> None:
     before = calls(database)
 
-    started = time.monotonic()
     with demo(database) as (process, output):
-        took = time.monotonic() - started
         assert calls(database)[: len(before)] == before
         Browser(site_port(output)).close()
 
     assert "Found the spend so far" in output
     assert len(calls(database)) == len(before) + 1
     assert process.returncode == 0
-    assert took < 5
 
 
 def test_a_taken_port_is_passed_over(first_demo: str, database: Path) -> None:

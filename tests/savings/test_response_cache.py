@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from ai_budget.savings.response_cache import (
 )
 from tests.contention.redis_server import BINARY, RedisServer
 from tests.depth import deep
+from tests.processes import start
 from tests.savings import askers
 from tests.savings.askers import PATIENCE, django_redis
 
@@ -880,10 +880,7 @@ def test_apart_is_apart_in_all_threads() -> None:
 @contextmanager
 def process(work: Callable[..., None], *arguments: Any) -> Iterator[Any]:
     """Run a process that is told, and tells, over a pipe."""
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    one = context.Process(target=work, args=(*arguments, theirs), daemon=True)
-    one.start()
+    one, ours = start(work, *arguments, daemon=True)
     ours.pid = one.pid  # type: ignore[attr-defined]
     try:
         yield ours
@@ -891,7 +888,6 @@ def process(work: Callable[..., None], *arguments: Any) -> Iterator[Any]:
         one.kill()
         one.join(PATIENCE)
         ours.close()
-        theirs.close()
 
 
 def heard(pipe: Any) -> Any:

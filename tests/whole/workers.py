@@ -6,14 +6,12 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import datetime
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-Result = TypeVar("Result")
+from tests.processes import PATIENCE, start
 
-PATIENCE = 60
-"""Seconds that it may take, on a machine that is busy."""
+Result = TypeVar("Result")
 
 
 def serve(orders: Connection) -> None:
@@ -61,11 +59,7 @@ class Elsewhere:
     """The process, seen from the test. It inherits the name of the run's database."""
 
     def __init__(self) -> None:
-        context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs,))
-        self.process.start()
-        theirs.close()
+        self.process, self._pipe = start(serve)
 
     def use(self, settings: Mapping[str, Any], *, at: datetime | None = None) -> None:
         """Set AI_BUDGET, and stop the clock where a moment is given."""

@@ -18,7 +18,7 @@ from django.db import connection, connections, transaction
 from django.test import SimpleTestCase, TransactionTestCase
 from hypothesis import settings as hypothesis_settings
 from pytest_django import DjangoDbBlocker
-from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 import ai_budget
 from ai_budget.conf import conf
@@ -74,21 +74,32 @@ TOGETHER = {
 }
 """Tests that share such a fixture run in one process, so that it is made once."""
 
+SLOW = ("tests/example/", "tests/servers/", "tests/batches/test_celery.py", "tests/admin/")
+"""What takes long for the number of its tests: begun early, so that none is left at the end."""
+
 
 def run_together(nodeid: str) -> str | None:
     """Name what a test shares with others, if anything."""
     return next((shared for path, shared in TOGETHER.items() if nodeid.startswith(path)), None)
 
 
-class SharingScheduler(LoadScopeScheduling):
-    """Gives tests to the processes of pytest-xdist one by one, but those that share as a whole."""
+class SharingScheduler(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives files of tests to the processes of pytest-xdist, and those that share as a whole."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return run_together(nodeid) or nodeid
+        return run_together(nodeid) or nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharingScheduler:
+    config.option.loadscopereorder = False
     return SharingScheduler(config, log)
+
+
+def turn(item: pytest.Item) -> int:
+    """When a test is due: what takes longest in one piece goes first."""
+    if run_together(item.nodeid):
+        return 0
+    return 1 if item.nodeid.startswith(SLOW) else 2
 
 
 def pytest_collection_finish() -> None:
@@ -107,6 +118,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left = [item for item in items if item.get_closest_marker("deep")]
         items[:] = [item for item in items if not item.get_closest_marker("deep")]
         config.hook.pytest_deselected(items=left)
+    items.sort(key=turn)
     for item in items:
         if item.get_closest_marker("browser") and chromium() is None:
             item.add_marker(pytest.mark.skip(reason="Chromium is not installed"))

@@ -11,7 +11,7 @@ server that cannot be reached is a failure.
 
 ``AI_BUDGET_TEST_DEPTH=deep``    everything on every backend, at length (``make test-deep``)
 ``AI_BUDGET_TEST_LEAVE_OUT``     what another run does, of ``redis,users,stores``; with the last
-                                 PostgreSQL and MariaDB run the ledger and the models alone
+                                 PostgreSQL and MariaDB run ``FIRST_TESTS`` alone
 ``AI_BUDGET_TEST_WORKERS``       processes of a run; one for each core unless given
 
 A test that cannot reach a database does the same whichever there is: it runs on SQLite alone.
@@ -37,13 +37,19 @@ from tests.depth import DEEP
 from tests.settings import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
-LEDGER_TESTS = ["tests/ledger", "tests/models"]
+FIRST_TESTS = [
+    *(f"tests/ledger/test_{name}.py" for name in ("reserve", "settle", "buckets", "overdue")),
+    "tests/models",
+    "tests/review/test_sums.py",
+    "tests/guard/test_rules.py",
+]
+"""What shows whether a driver, or a version of Django, speaks to a database as we think."""
 STORE_TESTS = [
-    *LEDGER_TESTS,
-    "tests/review",
-    "tests/whole",
-    # One question of many processes is about the cache.
-    "--ignore=tests/whole/test_single_flight.py",
+    "tests/ledger",
+    "tests/models",
+    *(f"tests/review/test_{name}.py" for name in ("sums", "rollups", "purging", "report", "focus")),
+    *(f"tests/review/test_{name}.py" for name in ("callers", "balances", "alerts")),
+    *(f"tests/whole/test_{name}.py" for name in ("changes", "clock")),
     "tests/contention/test_admission.py",
     "tests/contention/test_crashes.py",
     "tests/batches/test_transactions.py",
@@ -219,7 +225,7 @@ def plan(arguments: Sequence[str]) -> Plan:
         found = is_there(name, version)
         if found is not None:
             environment = {"AI_BUDGET_TEST_DB": backend, **ONLY_DATABASE}
-            paths = LEDGER_TESTS if "stores" in for_others else STORE_TESTS
+            paths = FIRST_TESTS if "stores" in for_others else STORE_TESTS
             paths = [] if everywhere else paths
             runs.append(Run(name=found, environment=environment, paths=paths))
     if not everywhere:

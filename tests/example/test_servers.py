@@ -40,25 +40,22 @@ def test_the_demo_shows_one_guarded_call_the_addresses_and_the_logins(first_demo
     assert re.search(r"  Admin  http://127\.0\.0\.1:\d+/admin/ .*admin / admin", first_demo)
 
 
-def test_a_second_demo_loses_nothing_and_seeds_nothing(first_demo: str, database: Path) -> None:
+def test_a_second_demo_loses_nothing_seeds_nothing_and_passes_a_taken_port_over(
+    first_demo: str, database: Path
+) -> None:
     before = calls(database)
 
-    with demo(database) as (process, output):
-        assert calls(database)[: len(before)] == before
-        Browser(site_port(output)).close()
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        with demo(database, "--port", str(port)) as (process, output):
+            assert calls(database)[: len(before)] == before
+            assert f"Port {port} is taken; this is on port" in output
+            assert site_port(output) != port
+            Browser(site_port(output)).close()
 
     assert "Found the spend so far" in output
     assert len(calls(database)) == len(before) + 1
     assert process.returncode == 0
-
-
-def test_a_taken_port_is_passed_over(first_demo: str, database: Path) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        port = taken.getsockname()[1]
-        with demo(database, "--port", str(port)) as (_, output):
-            assert f"Port {port} is taken; this is on port" in output
-            assert site_port(output) != port
-            Browser(site_port(output)).close()
 
 
 def test_an_address_of_another_machine_is_one_line_of_error(
@@ -104,7 +101,9 @@ SERVERS = {
 }
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize(
+    "name", ["demo", "uvicorn", pytest.param("gunicorn", marks=pytest.mark.deep)]
+)
 def test_the_upstream_call_ends_when_the_reader_leaves(
     name: str, first_demo: str, database: Path, api: AnthropicSimulator
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from django.apps import AppConfig
 from django.core import checks
+from django.core.signals import setting_changed
 from django.utils.translation import gettext_lazy as _
 
 from ai_budget.conf import conf
@@ -21,11 +22,14 @@ class AIBudgetConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from ai_budget import masking
         from ai_budget.checks import check_database, check_settings
         from ai_budget.metrics import log as lines
         from ai_budget.metrics import otel
         from ai_budget.signals import batch_waiting, call_refused, call_settled
 
+        masking.mask_settings()
+        setting_changed.connect(masking.mask_settings, dispatch_uid="ai_budget.masking")
         checks.register(check_settings)
         checks.register(check_database)
         batch_waiting.connect(_send_tasks, dispatch_uid="ai_budget.tasks")

@@ -10,6 +10,7 @@ AIBudgetError
  ├── UnclassifiedUsage            the answer reports usage that nobody has priced yet
  ├── UnboundedCall                the most this request can cost cannot be told
  ├── UnpricedEndpoint             an endpoint that costs money in ways nobody has priced yet
+ ├── InvalidArgument              an argument that could not be put on record
  ├── LedgerUnavailable            balances cannot be read or written now
  └── CallInsideTransaction        the caller's transaction could undo the record of the spend
 
@@ -99,6 +100,21 @@ class UnboundedCall(AIBudgetError):
 
 class UnpricedEndpoint(AIBudgetError):
     """The endpoint may cost money and has no price rule, so a guarded client refuses it."""
+
+
+class InvalidArgument(AIBudgetError, ValueError):
+    """A name or another argument that cannot be put on record; ``argument`` is which one.
+
+    It is raised before anything is reserved, and on every store alike.
+    """
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(f"{argument} {problem}")
+        self.argument = argument
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[InvalidArgument], tuple[str, str]]:
+        return type(self), (self.argument, self.problem)
 
 
 class LedgerUnavailable(AIBudgetError):

@@ -20,6 +20,7 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import connections
+from django.views.decorators.debug import sensitive_variables
 
 from ai_budget import money
 from ai_budget.exceptions import (
@@ -103,6 +104,7 @@ class Outcomes(list[Outcome]):
         return money.to_usd(sum(outcome.cost_nanousd for outcome in self))
 
 
+@sensitive_variables()
 def ask_many(
     prompts: Iterable[Prompt],
     *,
@@ -166,6 +168,7 @@ def ask_many(
     return run.outcomes()
 
 
+@sensitive_variables()
 async def aask_many(
     prompts: Iterable[Prompt],
     *,

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
+from django.views.decorators.debug import sensitive_variables
 
 from ai_budget import money
 from ai_budget.conf import conf
@@ -34,7 +35,7 @@ from ai_budget.guard.routing import (
     may_be_routed,
     plan_route,
 )
-from ai_budget.guard.rules import forget_feature, preview_rules
+from ai_budget.guard.rules import forget_feature, read_rules
 from ai_budget.guard.standing import (
     Standing,
     standing_of_caller,
@@ -53,6 +54,7 @@ Prompt = str | Iterable[Mapping[str, Any]]
 """Text, or a list of messages."""
 
 
+@sensitive_variables()
 def ask(
     prompt: Prompt,
     *,
@@ -95,6 +97,7 @@ def ask(
     return _answer(call, message)
 
 
+@sensitive_variables()
 async def aask(
     prompt: Prompt,
     *,
@@ -121,6 +124,7 @@ async def aask(
     return _answer(call, message)
 
 
+@sensitive_variables()
 def stream(
     prompt: Prompt,
     *,
@@ -149,6 +153,7 @@ def stream(
     return StreamedText(call, paying, request, route)
 
 
+@sensitive_variables()
 def astream(
     prompt: Prompt,
     *,
@@ -176,6 +181,7 @@ def astream(
     return AsyncStreamedText(call, paying, request, route)
 
 
+@sensitive_variables()
 def estimate(
     prompt: Prompt,
     *,
@@ -218,7 +224,7 @@ def estimate(
             provider="anthropic",
             region="",
         )
-        rules = preview_rules(paying, at=at)
+        rules = read_rules(paying, at=at)
         mark = partial(dearest, mode=rules.feature.prompt_cache, feature=paying.feature, at=at)
         decision = decide(outgoing, paying, rules, ledger=ledger, at=at, mark=mark)
     usual = Usage(

@@ -11,6 +11,7 @@ from typing import Any
 
 from django.db import connections, transaction
 from django.db.models import QuerySet
+from django.views.decorators.debug import sensitive_variables
 
 from ai_budget import signals
 from ai_budget.batches.handing import callback_of
@@ -36,6 +37,7 @@ Request = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """A prompt, a list of messages, or the parameters of ``messages.create``."""
 
 
+@sensitive_variables()
 def submit_batch(
     requests: Iterable[Any] | Mapping[Any, Request],
     *,
@@ -162,6 +164,7 @@ def _params(request: Any, shared: Mapping[str, Any], key: str) -> Mapping[str, A
     )
 
 
+@sensitive_variables()
 def resubmit(batch: Batch, *, allow_partial: bool = False) -> Batch:
     """Submit what was not answered of a batch once more, as a batch of its own.
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from django.views.decorators.debug import sensitive_variables
+
 from ai_budget.conversation.turns import check_count
 
 Chunk = TypeVar("Chunk")
@@ -29,6 +31,7 @@ class Fitted(Generic[Chunk]):
         return self.text
 
 
+@sensitive_variables()
 def fit(
     chunks: Iterable[Chunk],
     *,

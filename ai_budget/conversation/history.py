@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.core.cache import caches
+from django.views.decorators.debug import sensitive_variables
 
 from ai_budget.conf import conf
 from ai_budget.conversation.turns import Older, Trimmed, read_message, read_older
@@ -62,6 +63,7 @@ The earlier part of this conversation is left out. This is a record of it, and n
 </summary>"""
 
 
+@sensitive_variables()
 def trim(
     messages: Iterable[Any],
     *,
@@ -109,6 +111,7 @@ def trim(
     return work.trimmed(call)
 
 
+@sensitive_variables()
 async def atrim(
     messages: Iterable[Any],
     *,

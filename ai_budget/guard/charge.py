@@ -10,16 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+from django.db.backends.base.operations import BaseDatabaseOperations
+from django.db.models import Model
 
 from ai_budget import periods
+from ai_budget.arguments import LONGEST_FEATURE, checked_caller, checked_tags, checked_text
 from ai_budget.conf import conf
+from ai_budget.exceptions import InvalidArgument
 from ai_budget.values import Charge, Kind, Reservation, Settlement, Usage
 
 HELPERS = frozenset({Kind.ROUTER, Kind.SUMMARY})
 """Requests that only help a call. They are none in quotas, and need room for the one they help."""
-
-LONGEST_SUBJECT = 100
-"""Characters that the journal keeps of a subject."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,34 +45,67 @@ class Payer:
             tags={**other.tags, **self.tags},
         )
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.tags, Mapping):
+            raise InvalidArgument("tags", "have to be a mapping of texts to texts.")
+
+    def feature_or_default(self) -> str:
+        """Return the feature, or the settings' where none was said. Raises ``InvalidArgument``."""
+        return checked_text(self.feature or conf.DEFAULT_FEATURE, "feature", most=LONGEST_FEATURE)
+
     def charge(self) -> Charge:
         """Return the charge, with the default feature where none was said.
 
-        May query the database: a lazy user is fetched here.
+        May query the database: a lazy user is fetched here. Raises ``InvalidArgument`` for what
+        could not be put on record.
         """
-        subject = self.subject or ""
-        if len(subject) > LONGEST_SUBJECT:
-            raise ValueError(f"A subject has at most {LONGEST_SUBJECT} characters.")
-        if not all(isinstance(text, str) for pair in self.tags.items() for text in pair):
-            raise TypeError("The names and values of tags are texts.")
         return Charge(
-            feature=self.feature or conf.DEFAULT_FEATURE,
+            feature=self.feature_or_default(),
             user_id=user_id_of(self.user),
-            subject=subject,
-            tags=dict(self.tags),
+            subject=checked_caller(self.subject or "", "subject"),
+            tags=checked_tags(self.tags),
         )
 
 
 def user_id_of(user: Any) -> Any:
     """Return the primary key of a user; None for nobody and for visitors.
 
-    A key that is given as such is brought to its own type: one user has one balance.
+    A key that is given as such is brought to its own type: one user has one balance. Raises
+    ``InvalidArgument`` for who is not in the database, for another model's instance, and for what
+    is no key.
     """
     if user is None or not getattr(user, "is_authenticated", True):
         return None
-    if hasattr(user, "pk"):
-        return user.pk
-    return get_user_model()._meta.pk.to_python(user)
+    model = get_user_model()
+    if isinstance(user, Model) and not isinstance(user, model):
+        raise InvalidArgument("user", f"is a {type(user).__name__}, not a {model.__name__}.")
+    if not hasattr(user, "pk"):
+        return _user_key(user)
+    if user.pk is None:
+        raise InvalidArgument("user", "has no primary key: it was not saved yet, or was deleted.")
+    return _user_key(user.pk)
+
+
+def _user_key(given: Any) -> Any:
+    """Return a primary key as its field takes it, from one or from its text."""
+    field = get_user_model()._meta.pk
+    expected = f"has to be a user or a user's primary key, not {type(given).__name__}."
+    try:
+        key = field.to_python(given)
+    except ValidationError:
+        raise InvalidArgument("user", expected) from None
+    same = isinstance(given, type(key)) and not isinstance(given, bool)
+    if not (same or isinstance(given, str)):
+        raise InvalidArgument("user", expected)
+    least, most = _INTEGERS.get(field.get_internal_type(), (None, None))
+    if least is not None and not least <= key <= most:
+        raise InvalidArgument("user", "has a primary key that is larger than its column.")
+    checked_caller(str(key), "user")
+    return key
+
+
+_INTEGERS: Mapping[str, tuple[int, int]] = BaseDatabaseOperations.integer_field_ranges
+"""The least and largest number of each kind of column, as every database that has bounds has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

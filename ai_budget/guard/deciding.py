@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from ai_budget.arguments import LONGEST_MODEL, checked_text
 from ai_budget.conf import conf
 from ai_budget.exceptions import LedgerUnavailable, UnboundedCall, UnpricedModel
 from ai_budget.guard import turns
 from ai_budget.guard.answers import Surroundings
 from ai_budget.guard.charge import current_call
+from ai_budget.ledger.connection import lets_pass
 from ai_budget.policy.ladder import Choice, choose_model, percent_used
 from ai_budget.policy.limits import Rules, ensure_enabled, ladder_limits, limits_in_force
 from ai_budget.pricing.bound import bound, count_request, is_expected_to_fit
@@ -164,7 +166,8 @@ def ensure_readable(outgoing: Outgoing) -> None:
 def completed(body: Mapping[str, Any], rules: Rules) -> tuple[dict[str, Any], list[str]]:
     """Return the body with what the caller left to the feature, and within its cap.
 
-    The notes say what was lowered.
+    The notes say what was lowered. Raises ``InvalidArgument`` for a parameter that the journal
+    keeps and could not.
     """
     call = current_call()
     left_open = call.left_open if call is not None else frozenset()
@@ -172,6 +175,9 @@ def completed(body: Mapping[str, Any], rules: Rules) -> tuple[dict[str, Any], li
     completed, notes = dict(body), []
     if "model" in left_open or not body.get("model"):
         completed["model"] = feature.model or conf.DEFAULT_MODEL
+    for name, most in _KEPT_PARAMETERS.items():
+        if completed.get(name):
+            checked_text(completed[name], name, most=most)
     asked = None if "max_tokens" in left_open else body.get("max_tokens")
     cap = feature.max_tokens
     if asked is None:
@@ -188,6 +194,10 @@ def completed(body: Mapping[str, Any], rules: Rules) -> tuple[dict[str, Any], li
             for entry in fallbacks
         ]
     return completed, notes
+
+
+_KEPT_PARAMETERS = {"model": LONGEST_MODEL, "speed": 16, "inference_geo": 32}
+"""Parameters that the journal keeps, and the characters that it has for each."""
 
 
 def _is_over(asked: Any, cap: int) -> bool:
@@ -213,8 +223,8 @@ def _choose(
     followed = ladder_limits(rules, limits)
     try:
         balances = ledger.balances(limit.key for limit in followed)
-    except LedgerUnavailable:
-        if conf.ON_LEDGER_FAILURE != "allow":
+    except LedgerUnavailable as error:
+        if not lets_pass(error):
             raise
         return Choice(model=requested, reason="ladder not read")
     choice = choose_model(

@@ -19,6 +19,7 @@ import anthropic
 import httpx2
 from anthropic import AsyncCallNext, CallNext, Middleware
 from asgiref.sync import sync_to_async
+from django.views.decorators.debug import sensitive_variables
 
 from ai_budget.exceptions import UnboundedCall, UnpricedEndpoint
 from ai_budget.guard import endpoints
@@ -79,6 +80,7 @@ class BudgetGuard(Middleware):
     def __repr__(self) -> str:
         return f"<BudgetGuard provider={self.provider!r}>"
 
+    @sensitive_variables()
     def handle(self, request: anthropic.APIRequest, call_next: CallNext) -> Any:
         kind = self._classify(request)
         attempt: OpenAttempt | Found | ClientBatch
@@ -110,6 +112,7 @@ class BudgetGuard(Middleware):
             _tap(attempt, received)
         return response
 
+    @sensitive_variables()
     async def handle_async(self, request: anthropic.APIRequest, call_next: AsyncCallNext) -> Any:
         kind = self._classify(request)
         attempt: OpenAttempt | Found | ClientBatch

@@ -93,7 +93,7 @@ def plan_route(
     if not may_be_routed(call, route):
         return None
     named = "model" not in call.left_open
-    feature = current_payer().feature or conf.DEFAULT_FEATURE
+    feature = current_payer().feature_or_default()
     own = read_routing(feature)
     how = own.how if route is None else route
     if how == "off":

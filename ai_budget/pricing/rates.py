@@ -22,6 +22,7 @@ from ai_budget import money, periods
 from ai_budget.conf import conf
 from ai_budget.exceptions import UnpricedModel
 from ai_budget.models import ModelRate
+from ai_budget.pricing.model_names import is_spelling_of, means
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice
@@ -303,10 +304,7 @@ def _span(at: datetime, rows: Sequence[ModelRate]) -> tuple[datetime, datetime]:
 def _row_is_for(row: ModelRate, model: str, provider: str, region: str) -> bool:
     if row.provider != provider or row.region not in ("", region):
         return False
-    if not model.startswith(row.model):
-        return False
-    rest = model[len(row.model) :]
-    return not rest or re.fullmatch(r"[-@]\d{8}.*", rest) is not None
+    return is_spelling_of(model, row.model)
 
 
 def _is_in_force(row: ModelRate, at: datetime) -> bool:
@@ -325,6 +323,8 @@ def _from_library(model: str, provider: str, at: datetime) -> ModelRates | None:
     try:
         _, info = snapshot.find_provider_model(name, None, library_provider, None)
     except LookupError:
+        return None
+    if not means(name, info):
         return None
     standard = _bands(info.get_prices(at))
     if standard is None:

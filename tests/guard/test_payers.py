@@ -25,18 +25,3 @@ def test_a_user_may_be_named_by_a_key_in_any_spelling(anthropic_api: AnthropicSi
 
 def _in_another_spelling(key: Any) -> str:
     return str(key).upper() if isinstance(key, uuid.UUID) else f"0{key}"
-
-
-@pytest.mark.parametrize(
-    ("payer", "error"),
-    [({"subject": "s" * 101}, ValueError), ({"tags": {"plan": 3}}, TypeError)],
-    ids=["subject", "tags"],
-)
-def test_what_the_journal_cannot_keep_is_refused(
-    anthropic_api: AnthropicSimulator, payer: dict[str, Any], error: type[Exception]
-) -> None:
-    with pytest.raises(error):
-        ai_budget.ask("Hello", feature="chat", **payer)
-
-    assert not CallLog.objects.exists()
-    assert anthropic_api.requests == []

@@ -154,7 +154,8 @@ def test_a_row_is_for_the_dated_names_of_its_model(name: str) -> None:
 def test_a_row_is_not_for_names_that_only_begin_alike(name: str) -> None:
     add_rate(model="claude-opus-4-5", input_usd="1")
 
-    assert price(name, INPUT, at=NOW) == usd("5")
+    with pytest.raises(UnpricedModel):
+        price(name, INPUT, at=NOW)
 
 
 def test_a_row_for_the_dated_name_wins_over_a_later_one_for_all_dates() -> None:

@@ -2,6 +2,7 @@
 # make test    the suite, once per database server that can be reached; minutes
 # make test-deep    the same at length: all crash points, full contention; an hour or more
 # make check   style, types, imports, migrations and documentation; warnings are errors
+# make audit   known vulnerabilities of what is installed; asks PyPI
 # make docs    the documentation, in docs/_build/html
 # make screenshots    the pictures of the documentation
 # make clean   remove everything made here
@@ -35,7 +36,7 @@ FIND_PYTHON = for candidate in "$(PYTHON)" $(CANDIDATES); do \
 	done; \
 	if [ -z "$${python:-}" ]; then echo "Python 3.11 or newer, with venv, is needed; name one with PYTHON=." >&2; exit 1; fi
 
-.PHONY: help install demo test test-deep check lint types imports migrations docs screenshots clean
+.PHONY: help install demo test test-deep check lint types imports migrations audit docs screenshots clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -53,6 +54,13 @@ test-deep: export AI_BUDGET_TEST_DEPTH = deep
 test-deep: test
 
 check: lint types imports migrations docs
+
+# In an environment of its own, so that what it needs itself is not what it looks at.
+audit: $(DEV_STAMP)
+	@$(DEV)/python -m venv $(DEV_VENV)/audit
+	@$(DEV_VENV)/audit/bin/python $(PIP_INSTALL) pip-audit
+	@$(DEV_VENV)/audit/bin/pip-audit --progress-spinner off \
+		--path "$$($(DEV)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 screenshots: $(DEV_STAMP)
 	@$(DEV)/python -m docs.screenshots

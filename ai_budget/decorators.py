@@ -13,9 +13,9 @@ from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from ai_budget.conf import conf
 from ai_budget.exceptions import LedgerUnavailable, RateLimited
 from ai_budget.ledger import base as ledgers
+from ai_budget.ledger.connection import lets_pass
 from ai_budget.middleware import refused
 from ai_budget.values import Bucket, Measure
 
@@ -129,7 +129,7 @@ def _take(request: HttpRequest, bucket: Bucket) -> HttpResponseBase | None:
     except RateLimited as error:
         return refused(request, error)
     except LedgerUnavailable as error:
-        return None if conf.ON_LEDGER_FAILURE == "allow" else refused(request, error)
+        return None if lets_pass(error) else refused(request, error)
     return None
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import metadata, resources
+from itertools import chain
 
 import pytest
 from packaging.requirements import Requirement
@@ -41,6 +43,31 @@ def whole_tree(distribution: str, extras: frozenset[str]) -> Iterator[tuple[str,
         for requirement in requirements(*asking):
             yield asking[0], requirement
             todo.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+
+
+def pins(name: str) -> dict[str, str]:
+    """What one of CI's files of constraints pins, by canonical name."""
+    lines = (ROOT / ".ci" / name).read_text().splitlines()
+    return {
+        canonicalize_name(pin.name): next(iter(pin.specifier)).version.removesuffix(".*")
+        for pin in (Requirement(line) for line in lines if not line.startswith("#"))
+    }
+
+
+def test_the_lock_of_the_development_environment_has_all_that_is_asked_for() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)
+    wanted = [
+        *project["project"]["dependencies"],
+        *chain.from_iterable(project["project"]["optional-dependencies"].values()),
+        *project["dependency-groups"]["dev"],
+    ]
+    locked = pins("newest.txt")
+
+    for requirement in map(Requirement, wanted):
+        version = locked.get(canonicalize_name(requirement.name))
+        assert version is not None, requirement.name
+        assert requirement.specifier.contains(version), requirement
 
 
 def test_the_version_is_the_packages_own() -> None:
@@ -102,11 +129,7 @@ def test_importing_the_package_is_cheap_and_needs_no_configured_django() -> None
 
 def test_each_requirement_has_a_lower_end_that_is_run() -> None:
     """The older leg of CI installs what ``oldest.txt`` pins, so these are no guesses."""
-    lines = (ROOT / ".ci/oldest.txt").read_text().splitlines()
-    pinned = {
-        canonicalize_name(pin.name): next(iter(pin.specifier)).version.removesuffix(".*")
-        for pin in (Requirement(line) for line in lines if not line.startswith("#"))
-    }
+    pinned = pins("oldest.txt")
     ours = list(requirements(DISTRIBUTION, frozenset(EXTRAS)))
 
     ends = {

@@ -10,7 +10,9 @@ import json
 import logging
 import random
 import uuid
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -18,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from django.db import connections
+from django.views.decorators.debug import sensitive_variables
 
 from ai_budget import periods, signals
 from ai_budget.conf import conf
@@ -44,10 +47,11 @@ from ai_budget.guard.deciding import (
 )
 from ai_budget.guard.marks import Marks
 from ai_budget.guard.refusals import count_refusal
-from ai_budget.guard.rules import read_rules
+from ai_budget.guard.rules import create_if_new, read_rules
+from ai_budget.guard.size import LARGE_BODY, is_larger_than
 from ai_budget.guard.telling import tell, tell_recorded, tell_settled
 from ai_budget.ledger import base as ledgers
-from ai_budget.ledger.base import Ledger
+from ai_budget.ledger.base import Ledger, breaches, enforced
 from ai_budget.ledger.connection import retry
 from ai_budget.models import CallLog
 from ai_budget.policy.limits import (
@@ -62,6 +66,8 @@ from ai_budget.savings.response_cache import Kept
 from ai_budget.values import (
     Amounts,
     Attempt,
+    Balances,
+    Bucket,
     Charge,
     Kind,
     Limit,
@@ -128,6 +134,7 @@ class Opening:
         self._marks: Marks | None = None
         self._started = periods.monotonic()
 
+    @sensitive_variables()
     def reserve(self) -> Step:
         """Decide anew and reserve; return the attempt with the body that is to be sent.
 
@@ -178,18 +185,24 @@ class Opening:
             found = self._find(charge, rules, ledger=ledger, at=at)
             if found is not None:
                 return found
-            decision = decide(
-                outgoing,
-                charge,
-                rules,
-                ledger=ledger,
-                at=at,
-                counted=self._counted,
-                mark=self._marker(rules, at),
-            )
         except FeatureDisabled:
             count_refusal(ledger, charge, at)
             raise
+        limits = limits_in_force(charge, rules, at=at, zone=conf.TIME_ZONE)
+        try:
+            self._ensure_room(limits, ledger=ledger, at=at)
+        except LimitReached as error:
+            return self._wait_or_refuse(error, charge, ledger=ledger, at=at)
+        decision = decide(
+            outgoing,
+            charge,
+            rules,
+            ledger=ledger,
+            at=at,
+            limits=limits,
+            counted=self._counted,
+            mark=self._marker(rules, at),
+        )
         try:
             attempt = _take(
                 decision,
@@ -200,13 +213,35 @@ class Opening:
                 at=at,
             )
         except LimitReached as error:
-            remedy = self._unmark(error) or self._count(error, decision, at) or self._wait(error)
-            if remedy is not None:
-                return remedy
-            count_refusal(ledger, charge, at, scope=error.scope)
-            raise
+            remedy = self._unmark(error) or self._count(error, decision, at)
+            return remedy or self._wait_or_refuse(error, charge, ledger=ledger, at=at)
         attempt.asking = self._asking
         return attempt
+
+    def _ensure_room(
+        self, limits: Sequence[Limit | Bucket], *, ledger: Ledger, at: datetime
+    ) -> None:
+        """Refuse a large request that is sure to be refused, before its bound is worked out.
+
+        To look at the balances costs a round trip, to work out a bound takes as long as the body
+        is large: so a small one is not looked at twice.
+        """
+        if not is_larger_than(LARGE_BODY, self._outgoing.body):
+            return
+        keys = {limit.key for limit in limits if isinstance(limit, Limit)}
+        with suppress(LedgerUnavailable):  # the reservation says what that means
+            balances = defaultdict(Balances, ledger.balances(keys))
+            enforced(breaches(limits, Amounts(nanousd=1, calls=0), balances), at)
+
+    def _wait_or_refuse(
+        self, error: LimitReached, charge: Charge, *, ledger: Ledger, at: datetime
+    ) -> Pause:
+        """Return how long to wait for a limit; where that does not help count and raise it."""
+        pause = self._wait(error)
+        if pause is None:
+            count_refusal(ledger, charge, at, scope=error.scope)
+            raise error from None
+        return pause
 
     def _find(
         self, charge: Charge, rules: Rules, *, ledger: Ledger, at: datetime
@@ -312,6 +347,7 @@ class Opening:
             # It costs nothing, and the tick closes what is open.
             log.error("An answer from the cache could not be booked: %s", error)
         else:
+            create_if_new(rules.feature)
             told(sender=Opening, context=copy_context())
         if call is not None:
             call.cached = True
@@ -400,6 +436,7 @@ def _take(
         calls_to_come=int(counts) if helps else 0,
     )
     reservation = ledger.reserve(decision.limits, amounts, attempt)
+    create_if_new(decision.rules.feature)
     if call is not None:
         _note_attempt(call, attempt, counts=counts and not helps)
     downgraded = attempt.model != attempt.requested_model

@@ -12,6 +12,7 @@ from ai_budget.ledger import journal as journals
 from ai_budget.ledger.base import Ledger
 from ai_budget.ledger.connection import retry
 from ai_budget.ledger.journal import DEADLINE_PASSED
+from ai_budget.ledger.set_aside import SetAside
 from ai_budget.models import CallLog
 from ai_budget.values import Status
 
@@ -19,14 +20,21 @@ _ROWS_AT_ONCE = 1_000
 """No fewer than a ledger settles at once."""
 
 
-def settle_overdue(ledger: Ledger) -> int:
+def settle_overdue(ledger: Ledger, aside: SetAside | None = None) -> int:
     """Book reservations past their deadline at their bound, and tell of them; return how many.
 
-    Raises ``LedgerUnavailable`` if none will settle.
+    What will not settle is set ``aside``. Raises ``LedgerUnavailable`` if none will.
     """
-    find = partial(journals.overdue, ledger.alias, ledger.now(), most=_ROWS_AT_ONCE)
+    aside = aside or SetAside()
+    find = partial(
+        journals.overdue,
+        ledger.alias,
+        ledger.now(),
+        most=_ROWS_AT_ONCE,
+        leave=aside.keys("call"),
+    )
     late = [row.pk for row in retry(connections[ledger.alias], find)]
-    settled = ledger.settle_overdue()
+    settled = ledger.settle_overdue(aside=aside)
     tell_overdue(ledger.alias, late)
     return settled
 

@@ -3,6 +3,7 @@ is effective on the next call in every worker."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, FilteredRelation, Q, QuerySet, Value
 
@@ -26,40 +27,49 @@ from ai_budget.models.budgets import NAME_PATTERN
 from ai_budget.policy.limits import Budget, Quota, Rules, Rung, own_limit, raised
 from ai_budget.values import SITE, Charge
 
+log = logging.getLogger("ai_budget")
+
 Result = TypeVar("Result")
 
 
 def read_rules(charge: Charge, *, at: datetime) -> Rules:
     """Return the budgets and quotas that a charge counts against at that moment.
 
-    An unknown feature gets a budget with the defaults, or raises ``FeatureDisabled``, as the
-    setting ``UNKNOWN_FEATURE`` says. Raises ``LedgerUnavailable`` where they cannot be read.
+    An unknown feature has a budget with the defaults that is still to be created, or raises
+    ``FeatureDisabled``, as the setting ``UNKNOWN_FEATURE`` says. Writes nothing. Raises
+    ``LedgerUnavailable`` where they cannot be read.
     """
-
-    def read() -> Rules:
-        budgets = _budgets(charge.feature, at)
-        if charge.feature not in budgets:
-            _ensure_creatable(charge.feature)
-            _create(charge.feature)
-            budgets = _budgets(charge.feature, at)
-        return _rules(charge, budgets)
-
-    _ensure_feature(charge.feature)
-    return _retried(read)
-
-
-def preview_rules(charge: Charge, *, at: datetime) -> Rules:
-    """Return what ``read_rules`` would, and raise what it would, but write nothing."""
 
     def read() -> Rules:
         budgets = _budgets(charge.feature, at)
         if not budgets.keys() - {SITE}:  # nor one that the database takes for the same
             _ensure_creatable(charge.feature)
-            budgets[charge.feature] = (Budget(name=charge.feature), _NO_ID, None)
+            budgets[charge.feature] = (Budget(name=charge.feature, is_new=True), _NO_ID, None)
         return _rules(charge, budgets)
 
-    _ensure_feature(charge.feature)
+    if charge.feature == SITE:
+        raise FeatureDisabled("Calls are made for a feature; * is the budget of all of them.")
     return _retried(read)
+
+
+def create_if_new(feature: Budget) -> None:
+    """Create the budget of a feature that was unknown until its first call was reserved.
+
+    A call that is refused creates none, so nobody can fill the table with names.
+    """
+    if not feature.is_new:
+        return
+    alias = conf.LEDGER_DATABASE
+    try:
+        # Somebody may be creating it in a transaction of theirs, the caller for one.
+        with patient_transaction(connections[alias]):
+            FeatureBudget.objects.using(alias).get_or_create(name=feature.name)
+    except DatabaseError as error:
+        log.warning(
+            "The budget of %s could not be created (%s); its next call creates it.",
+            feature.name,
+            type(error).__name__,
+        )
 
 
 def read_site(*, at: datetime) -> Budget:
@@ -107,11 +117,6 @@ def _retried(read: Callable[[], Result]) -> Result:
     return retry(connections[conf.LEDGER_DATABASE], read)
 
 
-def _ensure_feature(name: str) -> None:
-    if name == SITE:
-        raise FeatureDisabled("Calls are made for a feature; * is the budget of all of them.")
-
-
 def _rules(charge: Charge, budgets: Mapping[str, tuple[Budget, int, str | None]]) -> Rules:
     name = charge.feature
     if name not in budgets:
@@ -125,13 +130,6 @@ def _rules(charge: Charge, budgets: Mapping[str, tuple[Budget, int, str | None]]
     site = budgets[SITE][0] if SITE in budgets else _site_of_settings()
     quotas = _quotas(charge, feature_id)
     return Rules(feature=feature, category=category, site=site, quotas=quotas)
-
-
-def _create(name: str) -> None:
-    alias = conf.LEDGER_DATABASE
-    # Somebody may be creating it in a transaction of theirs, the caller for one.
-    with patient_transaction(connections[alias]):
-        FeatureBudget.objects.using(alias).get_or_create(name=name)
 
 
 def forget_feature(name: str) -> None:

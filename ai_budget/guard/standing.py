@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from ai_budget import money
 from ai_budget.conf import conf
-from ai_budget.guard.rules import preview_rules, read_quotas, read_site
+from ai_budget.guard.rules import read_quotas, read_rules, read_site
 from ai_budget.ledger import base as ledgers
 from ai_budget.periods import Period, Window
 from ai_budget.policy.limits import Budget, Rules, caller_scopes, limits_in_force
@@ -124,7 +124,7 @@ def standing_of_feature(charge: Charge) -> Standing:
     """
     at = ledgers.current().now()
     alone = Charge(feature=charge.feature)
-    rules = preview_rules(alone, at=at)
+    rules = read_rules(alone, at=at)
     whole = rules.category_name == charge.feature
     scope = f"{'category' if whole else 'feature'}:{charge.feature}"
     return _standing(scope, limits_in_force(alone, rules, at=at, zone=conf.TIME_ZONE))
@@ -145,7 +145,7 @@ def standing_of_caller(charge: Charge, *, in_feature: bool) -> Standing:
     """
     at = ledgers.current().now()
     rules = (
-        preview_rules(charge, at=at)
+        read_rules(charge, at=at)
         if in_feature
         else Rules(feature=Budget(name=charge.feature), quotas=read_quotas(charge))
     )

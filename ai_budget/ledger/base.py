@@ -24,6 +24,7 @@ from ai_budget.exceptions import (
 )
 from ai_budget.ledger import journal as journals
 from ai_budget.ledger.connection import ensure_durable, retry
+from ai_budget.ledger.set_aside import SetAside
 from ai_budget.models import CallLog
 from ai_budget.scopes import OF_CALLERS, SITE
 from ai_budget.values import (
@@ -126,18 +127,19 @@ class Ledger(ABC):
     def count_refusal(self, keys: Iterable[BalanceKey]) -> None:
         """Count one refused call, without a row of its own."""
 
-    def settle_overdue(self, *, most: int = 1_000) -> int:
+    def settle_overdue(self, *, most: int = 1_000, aside: SetAside | None = None) -> int:
         """Book reservations past their deadline at their bound; return how many.
 
         One that will not settle holds up no other; raises ``LedgerUnavailable`` if none will.
         """
-        now = self.now()
-        find = partial(journals.overdue, self.alias, now, most=most)
+        now, aside = self.now(), aside or SetAside()
+        find = partial(journals.overdue, self.alias, now, most=most, leave=aside.keys("call"))
         settled, failure = 0, None
         for row in retry(connections[self.alias], find):
             try:
-                self._settle_overdue(row)
-                settled += 1
+                with aside.on_failure("call", row.pk):
+                    self._settle_overdue(row)
+                    settled += 1
             except LedgerUnavailable as error:
                 failure = error
         if failure is not None and not settled:
@@ -162,8 +164,11 @@ class Ledger(ABC):
         """
 
     @abstractmethod
-    def tidy(self) -> None:
-        """Drop what counts no more, and mend what a lost connection left behind."""
+    def tidy(self, aside: SetAside | None = None) -> None:
+        """Drop what counts no more, and mend what a lost connection left behind.
+
+        What nothing can be done with is set ``aside``, and holds up nothing else.
+        """
 
     @abstractmethod
     def close(self) -> None:

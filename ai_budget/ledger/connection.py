@@ -11,10 +11,18 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from django.db import DatabaseError, InterfaceError, OperationalError, transaction
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    transaction,
+)
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ai_budget import periods
+from ai_budget.conf import conf
 from ai_budget.exceptions import CallInsideTransaction, LedgerUnavailable
 
 LOCK_TIMEOUT_SECONDS = 5
@@ -203,6 +211,15 @@ def _lock_timeout(cursor: Any) -> str:
     return str(cursor.fetchone()[0])
 
 
+class RowRefused(LedgerUnavailable):
+    """The store answers, and does not take this: a mistake of somebody's, and no failure of its."""
+
+
+def lets_pass(error: LedgerUnavailable) -> bool:
+    """Say whether the settings let calls pass unchecked for this: a failure of the store alone."""
+    return conf.ON_LEDGER_FAILURE == "allow" and not isinstance(error, RowRefused)
+
+
 def retry(connection: BaseDatabaseWrapper, step: Callable[[], Result]) -> Result:
     """Run a step again after deadlocks and lock timeouts, a bounded number of times."""
     give_up = periods.monotonic() + PATIENCE_SECONDS
@@ -216,6 +233,8 @@ def retry(connection: BaseDatabaseWrapper, step: Callable[[], Result]) -> Result
                 raise LedgerUnavailable(_unavailable(connection, error)) from None
             # Apart from each other, or the same calls would meet again.
             time.sleep(random.uniform(0, 0.01 * 2**tries))
+        except (DataError, IntegrityError) as error:
+            raise RowRefused(_unavailable(connection, error)) from None
         except DatabaseError as error:
             raise LedgerUnavailable(_unavailable(connection, error)) from None
     raise AssertionError("unreachable")

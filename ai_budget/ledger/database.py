@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sqlite3
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -46,6 +47,7 @@ from ai_budget.ledger.connection import (
 from ai_budget.ledger.journal import Standing, journal
 from ai_budget.ledger.kept import whole_since
 from ai_budget.ledger.parts import Chunk, book_parts
+from ai_budget.ledger.set_aside import SetAside
 from ai_budget.models import CallLog, RateBucket, SpendWindow
 from ai_budget.values import (
     Amounts,
@@ -70,7 +72,14 @@ _MOST_USED = 2**63 - 1
 
 
 class _RowsMissing(Exception):
-    """Balances or buckets that have no row yet."""
+    """Some of these balances or buckets have no row yet."""
+
+    def __init__(
+        self, *, windows: Sequence[BalanceKey] = (), buckets: Sequence[Bucket] = ()
+    ) -> None:
+        super().__init__()
+        self.windows = windows
+        self.buckets = buckets
 
 
 class DatabaseLedger(Ledger):
@@ -98,9 +107,7 @@ class DatabaseLedger(Ledger):
         # Fixed order, so that no two attempts wait for each other's rows.
         keys = tuple(sorted(windows, key=_primary_key))
         step = functools.partial(self._reserve, connection, keys, buckets, limits, amounts, attempt)
-        row = journals.write_once(
-            connection, attempt, lambda: _creating_rows(connection, keys, buckets, step)
-        )
+        row = journals.write_once(connection, attempt, lambda: _creating_rows(connection, step))
         return Reservation(id=row, attempt=attempt, amounts=amounts, balances=keys, buckets=buckets)
 
     def _reserve(
@@ -116,15 +123,16 @@ class DatabaseLedger(Ledger):
         row = rows.prepare(attempt, amounts)
         with short_transaction(connection) as cursor:
             balances = statements.take(cursor, keys, amounts)
-            if len(balances) < len(keys):
-                raise _RowsMissing
-            found = breaches(limits, amounts, balances)
+            found = breaches(limits, amounts, defaultdict(Balances, balances))
             used = statements.lock_buckets(cursor, buckets, attempt.reserved_at)
             for bucket, level in used.items():
                 breach = bucket_breach(bucket, bucket.takes(amounts), level)
                 found += [] if breach is None else [breach]
             # A breach undoes what was taken, with the transaction.
             refused = enforced(found, attempt.reserved_at)
+            if len(balances) < len(keys):
+                # Made for who is let in alone: whatever a stranger names leaves no balance behind.
+                raise _RowsMissing(windows=keys)
             statements.fill_buckets(cursor, used, amounts, attempt.reserved_at)
             note = f"would refuse: {refused}" if refused else ""
             return rows.write(cursor, row, note)
@@ -134,10 +142,7 @@ class DatabaseLedger(Ledger):
         ensure_durable(connection)
         keys = tuple(sorted(reservation.balances, key=_primary_key))
         step = functools.partial(self._settle, connection, keys, reservation, settlement)
-        retry(
-            connection,
-            lambda: _creating_rows(connection, keys, reservation.buckets, step),
-        )
+        retry(connection, lambda: _creating_rows(connection, step))
 
     def _settle(
         self,
@@ -195,7 +200,7 @@ class DatabaseLedger(Ledger):
             return ()
         keys = sorted(journals.keys_of(row), key=_primary_key)
         step = functools.partial(self._settle_parts, connection, keys, reservation, claim)
-        chunk: Chunk | None = retry(connection, lambda: _creating_rows(connection, keys, (), step))
+        chunk: Chunk | None = retry(connection, lambda: _creating_rows(connection, step))
         return () if chunk is None else chunk.told()
 
     def _settle_parts(
@@ -217,7 +222,7 @@ class DatabaseLedger(Ledger):
     def take(self, buckets: Sequence[Bucket], *, at: datetime) -> None:
         connection = connections[self.alias]
         step = functools.partial(self._take, connection, buckets, at)
-        retry(connection, lambda: _creating_rows(connection, (), buckets, step))
+        retry(connection, lambda: _creating_rows(connection, step))
 
     def _take(
         self, connection: BaseDatabaseWrapper, buckets: Sequence[Bucket], at: datetime
@@ -243,7 +248,7 @@ class DatabaseLedger(Ledger):
         refused = sorted(set(keys), key=_primary_key)
         if refused:
             step = functools.partial(self._count_refusal, connection, refused)
-            retry(connection, lambda: _creating_rows(connection, refused, (), step))
+            retry(connection, lambda: _creating_rows(connection, step))
 
     def _count_refusal(self, connection: BaseDatabaseWrapper, keys: Sequence[BalanceKey]) -> None:
         with short_transaction(connection) as cursor:
@@ -279,7 +284,7 @@ class DatabaseLedger(Ledger):
         with short_transaction(connection) as cursor:
             locked = statements.lock(cursor, key)
             if locked is None:
-                raise _RowsMissing
+                raise _RowsMissing(windows=[key])
             kept = replace(locked, refused=0)
             summed = journals.balances_of(connection, [key])[key]
             if kept == summed or _is_purged(connection, key):
@@ -290,7 +295,7 @@ class DatabaseLedger(Ledger):
     def close(self) -> None:
         """Do nothing: the connections are Django's."""
 
-    def tidy(self) -> None:
+    def tidy(self, aside: SetAside | None = None) -> None:
         full = milliseconds(self.now() - _LONGEST_REFILL)
         connection = connections[self.alias]
         retry(connection, lambda: self._tidy(connection, full))
@@ -323,41 +328,35 @@ def _is_purged(connection: BaseDatabaseWrapper, key: BalanceKey) -> bool:
     return whole is not None and key.first_day < whole
 
 
-def _creating_rows(
-    connection: BaseDatabaseWrapper,
-    keys: Sequence[BalanceKey],
-    buckets: Sequence[Bucket],
-    step: Callable[[], Any],
-) -> Any:
+def _creating_rows(connection: BaseDatabaseWrapper, step: Callable[[], Any]) -> Any:
     """Run a step; where it finds that rows are missing, create them and run it again."""
     for _ in range(TRIES):
         try:
             return step()
-        except _RowsMissing:
-            create_windows(connection, keys)
-            create_buckets(connection, buckets)
+        except _RowsMissing as missing:
+            create_windows(connection, missing.windows)
+            create_buckets(connection, missing.buckets)
     raise LedgerUnavailable("Rows of balances vanish faster than they can be created.") from None
 
 
 def create_windows(connection: BaseDatabaseWrapper, keys: Iterable[BalanceKey]) -> None:
-    """Create the rows of balances that have none, with what the journal says is in them."""
+    """Create the rows of balances that have none, with what the journal says is in them.
+
+    Where somebody else is faster theirs are as good. They are written before the journal is
+    added up: until they are committed nobody else can create them or book in them, so that no
+    call is missed; and the others wait instead of adding up, too.
+    """
     by_row = {_primary_key(key): key for key in keys}
     rows = SpendWindow.objects.using(connection.alias).filter(pk__in=by_row)
-    there = set(rows.values_list("pk", flat=True))
-    for row in sorted(by_row.keys() - there):
-        _create_window(connection, by_row[row])
-
-
-def _create_window(connection: BaseDatabaseWrapper, key: BalanceKey) -> None:
-    """Create one row, unless somebody else is faster: theirs is as good.
-
-    It is written before the journal is added up. Until it is committed nobody else can create
-    it or book in it, so that no call is missed; and the others wait instead of adding up, too.
-    """
+    missing = sorted(by_row.keys() - set(rows.values_list("pk", flat=True)))
+    if not missing:
+        return
     statements = _statements(connection)
     with short_transaction(connection) as cursor:
-        if statements.insert(cursor, key):
-            statements.write(cursor, key, journals.balances_of(connection, [key])[key])
+        ours = [by_row[row] for row in missing if statements.insert(cursor, by_row[row])]
+        for key, balance in journals.balances_of(connection, ours).items():
+            if balance != Balances():
+                statements.write(cursor, key, balance)
 
 
 def create_buckets(connection: BaseDatabaseWrapper, buckets: Iterable[Bucket]) -> None:
@@ -522,7 +521,7 @@ class _Statements:
             return
         cursor.execute(self._update(change, len(keys)), [*given, *map(_primary_key, keys)])
         if cursor.rowcount < len(keys):
-            raise _RowsMissing
+            raise _RowsMissing(windows=keys)
 
     # Buckets
 
@@ -544,7 +543,7 @@ class _Statements:
         )
         rows = {key: (used, at_ms) for key, used, at_ms in cursor.fetchall()}
         if len(rows) < len(keys):
-            raise _RowsMissing
+            raise _RowsMissing(buckets=buckets)
         now = milliseconds(at)
         return {bucket: drained(bucket, *rows[_bucket_key(bucket)], now) for bucket in buckets}
 

@@ -479,10 +479,13 @@ def row_of(alias: str, attempt: Attempt) -> int | None:
     return rows.values_list("pk", flat=True).first()
 
 
-def overdue(alias: str, now: datetime, *, most: int) -> list[CallLog]:
-    """Return reservations whose worker never came back, the oldest deadline first."""
+def overdue(alias: str, now: datetime, *, most: int, leave: Sequence[int] = ()) -> list[CallLog]:
+    """Return reservations whose worker never came back, the oldest deadline first.
+
+    ``leave`` are the keys of rows that nothing can be done with.
+    """
     rows = CallLog.objects.using(alias).filter(status=CallLog.Status.RESERVED, deadline__lt=now)
-    return list(rows.order_by("deadline")[:most])
+    return list(rows.exclude(pk__in=leave).order_by("deadline")[:most])
 
 
 def reservation_of(row: CallLog) -> Reservation:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
+from functools import partial
 
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ai_budget.ledger.connection import retry
+from ai_budget.ledger.set_aside import SetAside
 from ai_budget.models import SpendWindow
 from ai_budget.periods import Period
 from ai_budget.values import BalanceKey, Balances
@@ -24,17 +26,20 @@ def mirror(
     *,
     balances: Mapping[str, Balances],
     refused: Mapping[str, int],
+    aside: SetAside,
 ) -> None:
     """Bring the rows of one day or month to these balances, and add refusals, by scope.
 
-    A scope that has refusals alone keeps its balances as they are.
+    A scope that has refusals alone keeps its balances as they are. One that no row can be
+    written for is set ``aside``; the others are written.
     """
     rows = SpendWindow.objects.using(connection.alias)
+    targets = ["key"] if connection.features.supports_update_conflicts_with_target else None
 
-    def step() -> None:
+    def write(scopes: Sequence[str]) -> None:
         there = {row.scope: row for row in rows.filter(period=period, first_day=first_day)}
         changed = []
-        for scope in {*balances, *refused}:
+        for scope in scopes:
             row = there.get(scope) or SpendWindow(scope=scope, period=period, first_day=first_day)
             before = _state(row)
             if scope in balances:
@@ -42,7 +47,6 @@ def mirror(
             row.refused += refused.get(scope, 0)
             if _state(row) != before:
                 changed.append(row)
-        targets = ["key"] if connection.features.supports_update_conflicts_with_target else None
         with transaction.atomic(using=connection.alias):
             rows.bulk_create(
                 changed,
@@ -52,7 +56,10 @@ def mirror(
                 batch_size=500,
             )
 
-    retry(connection, step)
+    scopes = sorted({*balances, *refused})
+    aside.do_together(
+        "the balance of", scopes, lambda some: retry(connection, partial(write, some))
+    )
 
 
 def mirrored(

@@ -15,6 +15,7 @@ import functools
 import json
 import logging
 import random
+import re
 import threading
 import time
 import uuid
@@ -36,7 +37,13 @@ from ai_budget.exceptions import CallInsideTransaction, LedgerUnavailable
 from ai_budget.ledger import journal as journals
 from ai_budget.ledger.base import Breach, Ledger, bucket_breach, enforced, given_back, milliseconds
 from ai_budget.ledger.clock import StoreClock
-from ai_budget.ledger.connection import guest_transaction, patient_transaction, retry
+from ai_budget.ledger.connection import (
+    RowRefused,
+    guest_transaction,
+    lets_pass,
+    patient_transaction,
+    retry,
+)
 from ai_budget.ledger.kept import whole_since
 from ai_budget.ledger.mirror import mirror, mirrored
 from ai_budget.ledger.parts import PARTED, Chunk, book_parts
@@ -54,6 +61,7 @@ from ai_budget.ledger.redis_wire import (
     text,
     texts,
 )
+from ai_budget.ledger.set_aside import SetAside
 from ai_budget.models import CallLog, RateBucket, SpendWindow
 from ai_budget.periods import Period
 from ai_budget.values import (
@@ -127,8 +135,8 @@ class RedisLedger(Ledger):
             return periods.now()
         try:
             return self._clock.now()
-        except LedgerUnavailable:
-            if conf.ON_LEDGER_FAILURE == "allow":
+        except LedgerUnavailable as error:
+            if lets_pass(error):
                 return periods.now()
             raise
 
@@ -155,17 +163,17 @@ class RedisLedger(Ledger):
                 shadowed = self._take(asked, amounts, attempt, row="")
                 note = f"would refuse: {shadowed}" if shadowed else ""
                 self._seen = set(asked.periods)
-        except LedgerUnavailable:
-            if conf.ON_LEDGER_FAILURE != "allow":
+        except LedgerUnavailable as error:
+            if not lets_pass(error):
                 raise
             return self._unchecked(connection, reservation)
         row = journals.insert(connection, attempt, amounts, note)
         reservation = replace(reservation, id=row)
         try:
             shadowed = self._take(asked, amounts, attempt, row=str(reservation.id))
-        except LedgerUnavailable:
+        except LedgerUnavailable as error:
             self._look()
-            if conf.ON_LEDGER_FAILURE == "allow":
+            if lets_pass(error):
                 return self._unchecked(connection, reservation)
             # Whether Redis heard of it or not: the tick gives back what it holds.
             unsent = replace(_UNSENT, error="ledger unavailable")
@@ -564,7 +572,7 @@ class RedisLedger(Ledger):
             if wrong:
                 self._load(window, give_up=_patience(), how="anew")
             found += wrong
-        self._mirror(windows)
+        self._mirror(windows, SetAside())
         return found
 
     def _live(self, since: date) -> list[Hash]:
@@ -627,15 +635,17 @@ class RedisLedger(Ledger):
 
         return dict(self._ask(read))
 
-    def tidy(self) -> None:
+    def tidy(self, aside: SetAside | None = None) -> None:
         self.ensure_durable()  # rows that a transaction does not see are not gone
+        aside = aside or SetAside()
         self._forget_unchecked()
         self._forget()
         today = periods.day(self.now(), conf.TIME_ZONE).first_day
         windows = self._live(today - KEPT)
         for window in windows:
-            self._close_left_behind(window)
-        self._mirror(windows)
+            with aside.on_failure("balances of", window):
+                self._close_left_behind(window)
+        self._mirror(windows, aside)
 
     def _forget_unchecked(self) -> None:
         """Have balances filled anew that miss calls which were let through."""
@@ -704,20 +714,22 @@ class RedisLedger(Ledger):
             for entry, amounts in zip(entries, rows.values(), strict=True)
         )
 
-    def _mirror(self, windows: Sequence[Hash]) -> None:
+    def _mirror(self, windows: Sequence[Hash], aside: SetAside) -> None:
         """Write balances and refusals to SpendWindow, where admin and reports read them."""
         for window in windows:
-            fields = self._fields(window)
-            # One that is being filled says nothing yet.
-            balances = Summed.of(fields).balances() if "run" in fields else {}
-            refused = self._refusals(window) if window.period is Period.DAY else {}
-            mirror(
-                connections[self.alias],
-                window.period,
-                window.first_day,
-                balances=balances,
-                refused=refused,
-            )
+            with aside.on_failure("balances of", window):
+                fields = self._fields(window)
+                # One that is being filled says nothing yet.
+                balances = Summed.of(fields).balances() if "run" in fields else {}
+                refused = self._refusals(window) if window.period is Period.DAY else {}
+                mirror(
+                    connections[self.alias],
+                    window.period,
+                    window.first_day,
+                    balances=balances,
+                    refused=refused,
+                    aside=aside,
+                )
 
     def _refusals(self, window: Hash) -> dict[str, int]:
         """Take the refusals that were counted in a day since the last time."""
@@ -765,10 +777,16 @@ class RedisLedger(Ledger):
         try:
             return step()
         except (redis.RedisError, OSError) as error:
+            if isinstance(error, redis.DataError) or _OF_A_SCRIPT.match(str(error)):
+                raise RowRefused("The ledger's Redis does not take what it was sent.") from None
             raise LedgerUnavailable(
                 f"The ledger's Redis did not answer ({type(error).__name__}). Nothing was sent "
                 "unless it was reserved before."
             ) from None
+
+
+_OF_A_SCRIPT = re.compile(r"(?:ERR )?(?:user_script:|Error running script)")
+"""How an error begins that a script met in its arguments, or in what a key holds."""
 
 
 def _of_the_past(

@@ -27,6 +27,9 @@ class Hash:
     period: Period
     first_day: date
 
+    def __str__(self) -> str:
+        return f"the {self.period} of {self.first_day}"
+
     @property
     def until(self) -> date:
         return journals.day_after(BalanceKey("", self.period, self.first_day))

@@ -6,13 +6,14 @@ Whichever process answers a scrape tells of all of them, for what it tells is wh
 the log of calls have: no counter is kept in memory, and none begins at zero after a restart. A
 database that does not answer fails the scrape, for a zero would be taken for the truth.
 
-Features and models are labels; users, subjects and tags never are. Amounts are exact until they
+Features and models are labels, so many of each and the rest together; users, subjects and tags
+never are. Amounts are exact until they
 are written out: the format knows only floats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, timedelta
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -44,6 +45,12 @@ _COLUMNS = ("feature", "model", "status", "saved_reason")
 
 _KEYS_AT_ONCE = 1_000
 
+MOST_FEATURES, MOST_MODELS = 500, 200
+"""Values that a label may have, for each is a series that Prometheus keeps."""
+
+OTHER = "(other)"
+"""What those beyond are counted under."""
+
 
 class BudgetCollector(Collector):
     """Reads everything anew at each scrape, in a few queries, however many calls there are."""
@@ -55,10 +62,13 @@ class BudgetCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         families = _Families()
         alias = conf.LEDGER_DATABASE
+        # The oldest keep their labels whatever is added later: a counter must not fall.
+        budgets = list(FeatureBudget.objects.using(alias).order_by("pk")[:MOST_FEATURES])
         with reading() as sums:
-            families.add_figures(sums.by(ever(), *_COLUMNS))
+            found = sums.by(ever(), *_COLUMNS)
+            families.add_figures(_with_few_labels(found, [budget.name for budget in budgets]))
             families.behind.add_metric([], TotalMark.objects.using(alias).count())
-        budgets = list(FeatureBudget.objects.using(alias).order_by("name"))
+        budgets.sort(key=lambda budget: budget.name)
         at = periods.now()
         month, today = periods.month(at, conf.TIME_ZONE), periods.day(at, conf.TIME_ZONE)
         families.add_refusals(_refused(budgets, month.first_day, today.first_day, alias))
@@ -192,6 +202,24 @@ class _Families:
         for window in windows:
             self.start.add_metric([window.period.value], window.start.timestamp())
             self.end.add_metric([window.period.value], window.end.timestamp())
+
+
+def _with_few_labels(
+    found: Mapping[tuple[str, ...], Figures], features: Sequence[str]
+) -> dict[tuple[str, ...], Figures]:
+    """Put the features and models that are too many under one name; those given go first."""
+    others = sorted({key[0] for key in found}.difference(features))
+    shown = {*features, *others[: MOST_FEATURES - len(features)]}
+    models = set(sorted({key[1] for key in found})[:MOST_MODELS])
+    few: dict[tuple[str, ...], Figures] = {}
+    for (feature, model, *rest), figures in found.items():
+        key = (
+            feature if feature in shown else OTHER,
+            model if model in models else OTHER,
+            *rest,
+        )
+        few[key] = few[key] + figures if key in few else figures
+    return few
 
 
 def _added(

@@ -36,6 +36,7 @@ class Migration(migrations.Migration):
                             ("batch", "Batch failed"),
                             ("uncertain", "Batch uncertain"),
                             ("stuck", "Batch stuck"),
+                            ("aside", "Set aside"),
                         ],
                         max_length=9,
                         verbose_name="kind",
@@ -56,7 +57,7 @@ class Migration(migrations.Migration):
                     "about",
                     models.CharField(
                         blank=True,
-                        help_text="A model, a batch, or the amount of a limit: raised, it is another limit.",
+                        help_text="A model, a batch, a row, or the amount of a limit: raised, it is another limit.",
                         max_length=200,
                         verbose_name="about",
                     ),

@@ -37,6 +37,7 @@ _TITLES: Mapping[tuple[str, str], Promise] = {
     ("batch", "day"): gettext_lazy("batch %(about)s has items without an answer"),
     ("uncertain", "day"): gettext_lazy("submission %(about)s of a batch waits for a decision"),
     ("stuck", "day"): gettext_lazy("submission %(about)s of a batch fails again and again"),
+    ("aside", "day"): gettext_lazy("%(about)s could not be worked on, and was set aside"),
 }
 
 _FIGURES: Mapping[tuple[str, str], Promise] = {
@@ -84,6 +85,10 @@ _FIGURES: Mapping[tuple[str, str], Promise] = {
     ("uncertain", "day"): gettext_lazy(
         "It was sent, and nobody heard whether the API took it. %(spent)s stays held for its "
         "batch until somebody decides."
+    ),
+    ("aside", "day"): gettext_lazy(
+        "The periodic work went on without it, and tries it again each time: the log says what "
+        "kind of error it meets. %(count)s were set aside in this run."
     ),
     ("stuck", "day"): gettext_lazy(
         "It was tried %(count)s times in a row, and is tried again. %(spent)s stays held for its "

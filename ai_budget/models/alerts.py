@@ -35,6 +35,7 @@ class Alert(models.Model):
         BATCH = "batch", _("Batch failed")
         UNCERTAIN = "uncertain", _("Batch uncertain")
         STUCK = "stuck", _("Batch stuck")
+        SET_ASIDE = "aside", _("Set aside")
 
     class Effect(models.TextChoices):
         ALERTS = "alerts", _("Only alerts")
@@ -51,7 +52,9 @@ class Alert(models.Model):
         _("about"),
         max_length=200,
         blank=True,
-        help_text=_("A model, a batch, or the amount of a limit: raised, it is another limit."),
+        help_text=_(
+            "A model, a batch, a row, or the amount of a limit: raised, it is another limit."
+        ),
     )
 
     effect = models.CharField(_("effect"), max_length=10, choices=Effect, default=Effect.ALERTS)

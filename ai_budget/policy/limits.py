@@ -25,7 +25,10 @@ class Rung:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """A budget as it is in force: its limits in nano-dollars, overrides included."""
+    """A budget as it is in force: its limits in nano-dollars, overrides included.
+
+    ``is_new`` says that it has no row yet.
+    """
 
     name: str
     enabled: bool = True
@@ -43,6 +46,7 @@ class Budget:
     cache_version: int = 0
     prompt_cache: str = "off"
     rungs: tuple[Rung, ...] = ()
+    is_new: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

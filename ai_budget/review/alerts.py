@@ -21,6 +21,7 @@ from django.db.models.functions import Coalesce
 from ai_budget import periods
 from ai_budget.conf import conf
 from ai_budget.ledger.connection import patient_transaction, retry
+from ai_budget.ledger.set_aside import SetAside
 from ai_budget.models import (
     Alert,
     AlertDelivery,
@@ -61,20 +62,48 @@ STUCK_TRIES = 5
 """Failures in a row after which a submission of a batch is worth telling."""
 
 
-def evaluate(*, using: str | None = None) -> int:
+def evaluate(*, using: str | None = None, aside: SetAside | None = None) -> int:
     """Record every alert that is due and has not been told; return how many are to be delivered.
 
-    Reads balances, sums and the calls of the last two hours. Raises ``LedgerUnavailable`` where
-    the database does not take them.
+    Reads balances, sums and the calls of the last two hours. What nothing can be done with is
+    set ``aside``; that something was set aside is an alert, too. Raises ``LedgerUnavailable``
+    where the database does not take them.
     """
-    alias = using or conf.LEDGER_DATABASE
+    alias, aside = using or conf.LEDGER_DATABASE, aside or SetAside()
     now = periods.now()
-    due = due_of_budgets(now, alias)
-    with reading(alias) as figures:
+    due: list[Due] = []
+    with aside.on_failure("alerts of", "budgets"):
+        due += due_of_budgets(now, alias)
+    with aside.on_failure("alerts of", "spikes"), reading(alias) as figures:
         due += spikes_in(figures)
-    due += due_of_calls(now, alias)
-    due += due_of_batches(now, alias)
-    return record(due, at=now, alias=alias)
+    with aside.on_failure("alerts of", "calls"):
+        due += due_of_calls(now, alias)
+    with aside.on_failure("alerts of", "batches"):
+        due += due_of_batches(now, alias)
+    told = record(due, at=now, alias=alias, aside=aside)
+    return told + record(due_of_set_aside(aside, now), at=now, alias=alias, aside=aside)
+
+
+def due_of_set_aside(aside: SetAside, now: datetime) -> list[Due]:
+    """Return what periodic work could not do: each row's name, once a day."""
+    names = aside.names
+    return [
+        Due(
+            kind=Kind.SET_ASIDE,
+            budget=SITE,
+            period=Period.DAY,
+            first_day=periods.day(now, conf.TIME_ZONE).first_day,
+            about=name[:_LONGEST_NAME],
+            count=len(names),
+        )
+        for name in names[:_MOST_SET_ASIDE]
+    ]
+
+
+_LONGEST_NAME = 200
+
+_MOST_SET_ASIDE = 20
+"""Rows that are named in alerts of one run; the log has them all."""
 
 
 def due_of_budgets(now: datetime, alias: str) -> list[Due]:
@@ -337,11 +366,12 @@ def due_of_batches(now: datetime, alias: str) -> list[Due]:
 # Writing it down, once ---------------------------------------------------------------------------
 
 
-def record(due: Iterable[Due], *, at: datetime, alias: str) -> int:
+def record(due: Iterable[Due], *, at: datetime, alias: str, aside: SetAside | None = None) -> int:
     """Write down what nobody has, and return how many alerts are to be delivered.
 
     Of several that are new and about one thing the severest is delivered, and covers the others.
     """
+    aside = aside or SetAside()
     by_key = {one.key: one for one in due}
     missing = by_key.keys() - _recorded(by_key.values(), alias)
     if not missing:
@@ -352,7 +382,8 @@ def record(due: Iterable[Due], *, at: datetime, alias: str) -> int:
     for _group, some in groups:
         ordered = sorted(some, key=lambda it: it.severity, reverse=True)
         if any(one.key in missing for one in ordered):
-            told += retry(connection, partial(_write, ordered, missing, at, alias))
+            with aside.on_failure("the alert of", ordered[0].budget):
+                told += retry(connection, partial(_write, ordered, missing, at, alias))
     return told
 
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from ai_budget import periods
 from ai_budget.conf import conf
+from ai_budget.ledger.set_aside import SetAside
 from ai_budget.models import Alert, AlertDelivery
 from ai_budget.review import notifiers
 from ai_budget.review.notifiers import DeliveryFailed
@@ -30,13 +31,13 @@ LONGEST_RETRY = timedelta(hours=2)
 GIVEN_UP_AFTER = timedelta(days=1)
 
 
-def deliver(*, using: str | None = None) -> int:
+def deliver(*, using: str | None = None, aside: SetAside | None = None) -> int:
     """Deliver what is due, and return how much was. What fails is due again later.
 
     A notifier that fails has no second chance in the same run, so that one whose server is dead
-    costs one timeout.
+    costs one timeout. A delivery that nothing can be done with is set ``aside``.
     """
-    alias = using or conf.LEDGER_DATABASE
+    alias, aside = using or conf.LEDGER_DATABASE, aside or SetAside()
     give_up = periods.monotonic() + PATIENCE
     failed: set[str] = set()
     delivered = 0
@@ -49,13 +50,14 @@ def deliver(*, using: str | None = None) -> int:
         if not _take(found, lease, alias):
             continue
         found.tries += 1
-        error = _tell(found.notifier, found.alert)
-        if error is None:
-            _close(found, lease, alias, due_at=None, delivered_at=periods.now(), error="")
-            delivered += 1
-        else:
-            failed.add(found.notifier)
-            _note_failure(found, error, lease, alias)
+        with aside.on_failure("delivery", found.pk):
+            error = _tell(found.notifier, found.alert)
+            if error is None:
+                _close(found, lease, alias, due_at=None, delivered_at=periods.now(), error="")
+                delivered += 1
+            else:
+                failed.add(found.notifier)
+                _note_failure(found, error, lease, alias)
     return delivered
 
 

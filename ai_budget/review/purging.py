@@ -28,6 +28,7 @@ from ai_budget.models import (
     BatchSubmission,
     CallLog,
     CallText,
+    SpendWindow,
     SubjectTotal,
     TotalState,
     UserTotal,
@@ -37,6 +38,7 @@ from ai_budget.periods import Period, Window
 from ai_budget.review import rollups
 from ai_budget.review.measures import CALLER_MEASURES
 from ai_budget.review.spenders import CallerTotal, column_of, in_parts
+from ai_budget.scopes import OF_CALLERS
 from ai_budget.values import Status
 
 NEEDED = timedelta(days=5)
@@ -86,6 +88,8 @@ def purge(
 ) -> Purge:
     """Delete all calls of days before that one, in short transactions, and keep their sums.
 
+    What is left of a user or subject that was only refused goes, too, once no such call is left.
+
     It ends at the first day that is not over: the days after that wait for it. After
     ``max_seconds`` it ends between two transactions. ``tell`` is given the number of deleted rows
     after each. Raises ``ValueError`` for a day after ``latest()``, and ``CallInsideTransaction``
@@ -109,12 +113,40 @@ def purge(
                 return Purge(deleted=deleted, out_of_time=True)
         window = retry(connection, partial(_next_day, connection.alias, before))
         if window is None:
+            _forget_refused(connection, before, batch_size)
             return Purge(deleted=deleted)
         if out_of_time():
             return Purge(deleted=deleted, out_of_time=True)
         obstacle: Obstacle | None = retry(connection, partial(_seal, connection, window))
         if obstacle is not None:
             return Purge(deleted=deleted, obstacle=obstacle)
+
+
+def _forget_refused(connection: BaseDatabaseWrapper, before: date, batch_size: int) -> None:
+    """Delete the balances of users and subjects that only count refusals, of days before that one.
+
+    Anybody can make some, by calling under one name after the other.
+    """
+    rows = SpendWindow.objects.using(connection.alias).filter(
+        _OF_CALLERS,
+        period=Period.DAY,
+        first_day__lt=before,
+        spent_nanousd=0,
+        held_nanousd=0,
+        calls=0,
+    )
+
+    def delete_some() -> int:
+        some = list(rows.values_list("pk", flat=True)[:batch_size])
+        with patient_transaction(connection):
+            # A call of a day that is sealed is booked no more.
+            return rows.filter(pk__in=some).delete()[0]
+
+    while retry(connection, delete_some):
+        pass
+
+
+_OF_CALLERS = Q(*[("scope__startswith", kind) for kind in OF_CALLERS], _connector=Q.OR)
 
 
 def purgeable(before: date) -> dict[date, int]:

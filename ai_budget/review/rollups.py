@@ -20,6 +20,7 @@ from ai_budget import periods
 from ai_budget.conf import conf
 from ai_budget.ledger.connection import ensure_durable, guest_transaction, one_moment, retry
 from ai_budget.ledger.journal import of_days
+from ai_budget.ledger.set_aside import SetAside
 from ai_budget.models import (
     CallLog,
     DayTotal,
@@ -50,18 +51,28 @@ MARKS_AT_ONCE = 10_000
 _RANGES_AT_ONCE = 100
 
 
-def add_up(*, using: str | None = None) -> int:
+def add_up(*, using: str | None = None, aside: SetAside | None = None) -> int:
     """Add up anew what bookings have marked, and return how many marks that were.
 
-    Each transaction takes some thousand of them; workers take turns. Raises
+    Each transaction takes some thousand of them; workers take turns. A mark that nothing can be
+    done with is set ``aside``, and stays: readers take what it marks from the calls. Raises
     ``CallInsideTransaction`` and ``LedgerUnavailable`` as a ledger does.
     """
-    connection = ready(using)
-    done = 0
+    connection, aside = ready(using), aside or SetAside()
+    marks = TotalMark.objects.using(connection.alias).order_by("pk").values_list("pk", flat=True)
+    done, last = 0, 0
+
+    def add_up_some(some: Sequence[int]) -> None:
+        retry(connection, lambda: _add_up_between(connection, some[0], some[-1]))
+
+    retry(connection, partial(_follow_the_zone, connection))
     while True:
-        marks: int = retry(connection, lambda: _add_up_some(connection))
-        done += marks
-        if marks < MARKS_AT_ONCE:
+        some_more = marks.filter(pk__gt=last)[:MARKS_AT_ONCE]
+        found: list[int] = retry(connection, partial(list, some_more.all()))
+        if found:
+            aside.do_together("the totals of mark", found, add_up_some)
+            done, last = done + len(found), found[-1]
+        if len(found) < MARKS_AT_ONCE:
             return done
 
 
@@ -92,11 +103,15 @@ def differences(since: date, *, using: str | None = None) -> list[date]:
 # One step of adding up
 
 
-def _add_up_some(connection: BaseDatabaseWrapper) -> int:
+def _follow_the_zone(connection: BaseDatabaseWrapper) -> None:
+    with adding_up(connection):
+        pass  # where nothing is marked, the days may have changed all the same
+
+
+def _add_up_between(connection: BaseDatabaseWrapper, first: int, last: int) -> None:
     with adding_up(connection) as adding:
-        found = TotalMark.objects.using(connection.alias).order_by("pk")
-        columns = ("pk", "reserved_at", "day", "user_id", "subject")
-        marks = list(found.values_list(*columns)[:MARKS_AT_ONCE])
+        found = TotalMark.objects.using(connection.alias).filter(pk__range=(first, last))
+        marks = list(found.values_list("pk", "reserved_at", "day", "user_id", "subject"))
         adding.quarters({quarter_of(at) for _, at, _, _, _ in marks})
         users: dict[date, set[Any]] = {}
         subjects: dict[date, set[Any]] = {}
@@ -110,7 +125,6 @@ def _add_up_some(connection: BaseDatabaseWrapper) -> int:
         # By their keys: others may have been written meanwhile, and not been seen.
         for some in in_parts(pk for pk, *_ in marks):
             TotalMark.objects.using(connection.alias).filter(pk__in=some).delete()
-        return len(marks)
 
 
 @contextmanager

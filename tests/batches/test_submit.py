@@ -456,6 +456,8 @@ def test_a_paused_feature_takes_none(
 
 
 def test_a_feature_that_is_paused_while_items_are_read_takes_none(api: AnthropicSimulator) -> None:
+    FeatureBudget.objects.create(name=FEATURE)
+
     def requests() -> Iterator[str]:
         yield PROMPT
         FeatureBudget.objects.filter(name=FEATURE).update(enabled=False)
@@ -492,6 +494,7 @@ def test_a_category_that_changes_meanwhile_is_the_one_it_counts_in(
     api: AnthropicSimulator,
 ) -> None:
     jobs = FeatureBudget.objects.create(name="jobs")
+    FeatureBudget.objects.create(name=FEATURE)
 
     def requests() -> Iterator[str]:
         yield PROMPT

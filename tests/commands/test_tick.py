@@ -33,8 +33,8 @@ def tick(verbosity: int = 1) -> str:
     return out.getvalue()
 
 
-def failing(error: Exception) -> Callable[[DatabaseLedger], None]:
-    def fail(self: DatabaseLedger) -> None:
+def failing(error: Exception) -> Callable[..., None]:
+    def fail(self: DatabaseLedger, *given: object, **options: object) -> None:
         raise error
 
     return fail
@@ -57,7 +57,9 @@ def test_it_says_how_many() -> None:
 
 def test_it_goes_on_until_nothing_is_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = DatabaseLedger.settle_overdue
-    monkeypatch.setattr(DatabaseLedger, "settle_overdue", lambda self: whole(self, most=2))
+    monkeypatch.setattr(
+        DatabaseLedger, "settle_overdue", lambda self, **given: whole(self, most=2, **given)
+    )
     for _ in range(5):
         reserve([limit(None)])
 
@@ -133,7 +135,7 @@ def test_the_calls_that_were_booked_are_told_though_one_could_not_be(
 ) -> None:
     results = iter([2])
 
-    def booked(self: DatabaseLedger) -> int:
+    def booked(self: DatabaseLedger, **options: object) -> int:
         for result in results:
             return result
         raise LedgerUnavailable("Away.")

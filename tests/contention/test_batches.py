@@ -37,10 +37,11 @@ from tests.contention import batch_work, points, work
 from tests.contention.batch_work import Moment
 from tests.contention.books import tick
 from tests.contention.conftest import Store
-from tests.contention.processes import PATIENCE, Workers
+from tests.contention.processes import Workers
 from tests.contention.test_crashes import each_point_of
 from tests.depth import some_of
 from tests.guard.books import wait_until
+from tests.processes import PATIENCE
 
 pytestmark = [pytest.mark.contention, pytest.mark.django_db(transaction=True)]
 

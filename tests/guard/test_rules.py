@@ -17,9 +17,9 @@ from django.test import override_settings
 from pytest_django import DjangoAssertNumQueries
 
 from ai_budget.exceptions import FeatureDisabled, LedgerUnavailable
-from ai_budget.guard.rules import preview_rules, read_rules
+from ai_budget.guard.rules import create_if_new, read_rules
 from ai_budget.models import FeatureBudget
-from ai_budget.policy.limits import Quota, Rules, Rung
+from ai_budget.policy.limits import Budget, Quota, Rules, Rung
 from ai_budget.values import SITE, Charge
 from tests.factories import (
     DowngradeRungFactory,
@@ -308,18 +308,30 @@ def test_each_budget_has_its_own_ladder() -> None:
 # Unknown features --------------------------------------------------------------------------------
 
 
-def test_an_unknown_feature_is_created_with_the_defaults() -> None:
-    found = rules("brand-new")
+def test_an_unknown_feature_has_the_defaults_and_is_not_created() -> None:
+    found = rules("brand-new", subject="acme")
 
     assert (found.feature.name, found.feature.daily_limit) == ("brand-new", None)
-    assert FeatureBudget.objects.filter(name="brand-new").exists()
+    assert found.feature.is_new
+    assert not FeatureBudget.objects.exists()
 
 
-def test_an_unknown_feature_is_created_once() -> None:
-    rules("brand-new")
-    rules("brand-new")
+def test_it_is_created_once_with_its_first_reservation() -> None:
+    found = rules("brand-new")
 
-    assert FeatureBudget.objects.count() == 1
+    create_if_new(found.feature)
+    create_if_new(found.feature)
+
+    assert FeatureBudget.objects.get().name == "brand-new"
+    assert rules("brand-new").feature == replace(found.feature, is_new=False)
+
+
+def test_one_that_cannot_be_created_now_is_created_by_the_next_call() -> None:
+    def locked(*args: Any) -> None:
+        raise OperationalError("the table is locked")
+
+    with connection.execute_wrapper(locked):
+        create_if_new(Budget(name="brand-new", is_new=True))
 
 
 def test_an_unknown_feature_is_refused_where_the_settings_say_so() -> None:
@@ -372,55 +384,6 @@ def test_names_are_told_apart_by_their_letters() -> None:
         assert connection.vendor == "mysql"
         return
     assert limit is None
-
-
-# A look at the rules -----------------------------------------------------------------------------
-
-
-def preview(feature: str = "chat", **caller: Any) -> Rules:
-    return preview_rules(Charge(feature=feature, **caller), at=AT)
-
-
-def test_a_look_at_the_rules_sees_what_a_call_would() -> None:
-    budget(daily_limit_usd=5, parent=budget("support"))
-    user = UserFactory.create()
-    UserQuotaFactory.create(user=user)
-
-    assert preview(user_id=user.pk) == rules(user_id=user.pk)
-
-
-def test_a_look_at_an_unknown_feature_creates_nothing() -> None:
-    UserQuotaFactory.create(user=None, **AMOUNTS)
-
-    found = preview("brand-new", subject="acme")
-
-    assert not FeatureBudget.objects.exists()
-    assert found == rules("brand-new", subject="acme")
-
-
-@pytest.mark.parametrize("name", [SITE, "my chat"])
-def test_a_look_at_what_is_no_feature_is_refused(name: str) -> None:
-    with pytest.raises(FeatureDisabled):
-        preview(name)
-
-
-def test_a_look_at_an_unknown_feature_is_refused_where_its_calls_are() -> None:
-    with (
-        override_settings(AI_BUDGET={"UNKNOWN_FEATURE": "refuse"}),
-        pytest.raises(FeatureDisabled, match="brand-new"),
-    ):
-        preview("brand-new")
-
-
-def test_a_look_at_a_name_that_is_too_like_another_is_refused_where_its_calls_are() -> None:
-    budget("chat")
-
-    try:
-        seen = preview("Chat")
-    except FeatureDisabled:
-        assert connection.vendor == "mysql"
-        return
-    assert seen == rules("Chat")
 
 
 # Quotas ------------------------------------------------------------------------------------------
@@ -617,7 +580,9 @@ def test_a_feature_that_many_threads_find_unknown_is_created_once() -> None:
         try:
             connection.ensure_connection()
             start.wait(timeout=30)
-            return rules("brand-new").feature.name
+            feature = rules("brand-new").feature
+            create_if_new(feature)
+            return feature.name
         finally:
             connections.close_all()
 

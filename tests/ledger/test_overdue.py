@@ -32,8 +32,8 @@ DEADLINE = timedelta(minutes=10)
 MOMENT = timedelta(microseconds=1)
 
 
-def settle_overdue(**options: int) -> int:
-    return ledgers.current().settle_overdue(**options)
+def settle_overdue(*, most: int = 1_000) -> int:
+    return ledgers.current().settle_overdue(most=most)
 
 
 def test_before_the_deadline_nothing_happens(clock: Clock) -> None:

@@ -274,9 +274,9 @@ def test_the_tick_tells_nothing_of_what_others_have_booked(
         reservation = reserve([limit(None)], 100)
     whole = ledger_of_the_run().settle_overdue
 
-    def after_its_own_worker(self: Ledger) -> int:
+    def after_its_own_worker(self: Ledger, **options: Any) -> int:
         settle(reservation, settled(7))
-        return whole(self)
+        return whole(self, **options)
 
     monkeypatch.setattr(ledger_of_the_run(), "settle_overdue", after_its_own_worker)
     with periods.override_clock(lambda: NOON + timedelta(hours=1)):

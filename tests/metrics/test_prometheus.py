@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from django.db import DatabaseError, connection
-from django.test.utils import CaptureQueriesContext, override_settings
+from django.test.utils import override_settings
 from prometheus_client import CollectorRegistry
 
 import ai_budget
@@ -38,6 +38,7 @@ from tests.factories import (
 )
 from tests.ledger.given import NOON, estimated, limit, reserve, settle, settled
 from tests.metrics.scrapes import Scrape, described
+from tests.queries import statements
 
 pytestmark = pytest.mark.django_db
 
@@ -334,11 +335,27 @@ def test_nor_does_it_when_a_batch_that_was_given_up_is_answered(api: AnthropicSi
 # A scrape ----------------------------------------------------------------------------------------
 
 
+def test_the_oldest_features_have_labels_and_the_rest_are_told_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prometheus, "MOST_FEATURES", 3)
+    monkeypatch.setattr(prometheus, "MOST_MODELS", 2)
+    for number, name in enumerate(["zoo", "chat", "search", "aardvark", "bee"]):
+        call(10**number * 1_000_000_000, feature__name=name, model=f"model-{number}")
+
+    costs = Scrape().values("ai_budget_cost_usd_total")
+
+    assert costs == {
+        frozenset({("feature", "zoo"), ("model", "model-0")}): 1,
+        frozenset({("feature", "chat"), ("model", "model-1")}): 10,
+        frozenset({("feature", "search"), ("model", "(other)")}): 100,
+        frozenset({("feature", "(other)"), ("model", "(other)")}): 11_000,
+    }
+
+
 def test_a_scrape_takes_as_many_queries_for_many_calls_as_for_few() -> None:
     def queries() -> int:
-        with CaptureQueriesContext(connection) as captured:
-            Scrape()
-        return len(captured)
+        return len(statements(Scrape))
 
     for feature in ("chat", "search"):
         call(feature__name=feature)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ai_budget import periods
 from ai_budget.conf import conf
 from ai_budget.exceptions import LedgerUnavailable
-from ai_budget.guard.rules import preview_rules
+from ai_budget.guard.rules import read_rules
 from ai_budget.ledger import base as ledgers
 from ai_budget.models import CallLog, TotalState, UserQuota, UserTotal
 from ai_budget.policy.limits import limits_in_force
@@ -347,7 +347,7 @@ def test_what_is_shown_is_what_the_guard_goes_by(
     }
 
     charge = caller.charge("chat")
-    guarded = limits_in_force(charge, preview_rules(charge, at=NOW), at=NOW, zone=conf.TIME_ZONE)
+    guarded = limits_in_force(charge, read_rules(charge, at=NOW), at=NOW, zone=conf.TIME_ZONE)
     assert shown == {
         (
             "chat" if it.scope.endswith(",feature:chat") else "*",

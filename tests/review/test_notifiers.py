@@ -443,7 +443,7 @@ def test_a_dead_server_delays_nothing_and_is_tried_again(
     dead: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     done: list[str] = []
-    monkeypatch.setattr(DatabaseLedger, "tidy", lambda self: done.append("tidied"))
+    monkeypatch.setattr(DatabaseLedger, "tidy", lambda self, aside: done.append("tidied"))
     with delivering_by(webhook(dead, timeout=0.05), f"{HERE}pager"):
         an_alert()
         an_alert(100)

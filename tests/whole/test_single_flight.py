@@ -19,10 +19,11 @@ from ai_budget import periods
 from ai_budget.models import CallLog, FeatureBudget, UserQuota
 from ai_budget.testing import AnthropicSimulator, Fail, Hang, Reply, freeze
 from ai_budget.values import Status
-from tests.contention.processes import PATIENCE, Worker, Workers
+from tests.contention.processes import Worker, Workers
 from tests.contention.redis_server import RedisServer
 from tests.factories import UserFactory
 from tests.guard.books import assert_balanced, wait_until
+from tests.processes import PATIENCE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -16,6 +16,8 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from django.views.decorators.debug import sensitive_variables
+
 from ai_budget import periods, signals
 from ai_budget.conf import conf
 from ai_budget.exceptions import (
@@ -50,7 +52,7 @@ from ai_budget.guard.batch.rows import (
 )
 from ai_budget.guard.deciding import Decision, Outgoing, completed, decide
 from ai_budget.guard.refusals import count_refusal
-from ai_budget.guard.rules import read_rules
+from ai_budget.guard.rules import create_if_new, read_rules
 from ai_budget.guard.telling import tell, tell_parts, tell_recorded
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.base import Ledger
@@ -160,6 +162,7 @@ class BatchOpening:
 
     # Preparing
 
+    @sensitive_variables()
     def add(self, asked: Asked) -> dict[str, Any] | None:
         """Decide on an item and keep it; return what is to be sent, None for a cached answer.
 
@@ -223,8 +226,6 @@ class BatchOpening:
     def _keep(self, item: BatchItem, text: CallText, decision: Decision) -> dict[str, Any]:
         """Fill in the rows of an item that is to be sent; return what is sent."""
         body, model = decision.body, decision.choice.model
-        if max(len(model), len(decision.requested_model)) > _LONGEST_MODEL:
-            raise ValueError(f"A model's name has at most {_LONGEST_MODEL} characters.")
         text.request = to_json(body)
         size = len(text.request.encode()) + 2 * len(item.custom_id) + 40
         if size > LARGEST_ITEM:
@@ -304,6 +305,7 @@ class BatchOpening:
                     raise
                 self.discard()
                 return other
+            create_if_new(self._rules.feature)
             if not self._open_or_release(reservation, chosen, at=at, sending=sending):
                 other = self._other()
                 if other is None:

@@ -14,10 +14,14 @@ from ai_budget.exceptions import CallInsideTransaction, LedgerUnavailable
 from ai_budget.guard.overdue import settle_overdue
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.base import Ledger
+from ai_budget.ledger.set_aside import SetAside
 from ai_budget.management.plain import PlainCommand
 from ai_budget.review import alerts, deliveries, rollups
 
 log = logging.getLogger("ai_budget")
+
+
+_MOST_NAMED = 5
 
 
 class Command(PlainCommand):
@@ -38,7 +42,7 @@ class Command(PlainCommand):
 
     def handle(self, **options: Any) -> None:
         ledger = ledgers.current()
-        work = _Work()
+        work, aside = _Work(), SetAside()
         # Batches first, so that what was never sent is released, and not booked for being late.
         if not options["leave_batches"]:
             with work.going_on():
@@ -48,25 +52,28 @@ class Command(PlainCommand):
         with work.going_on():
             batches.tidy()
         with work.going_on():
-            self._settle_overdue(ledger, always_say=options["verbosity"] > 1)
+            self._settle_overdue(ledger, aside, always_say=options["verbosity"] > 1)
         with work.going_on():
-            ledger.tidy()
+            ledger.tidy(aside)
         with work.going_on():
-            rollups.add_up()
+            rollups.add_up(aside=aside)
         with work.going_on():
-            alerts.evaluate()
+            alerts.evaluate(aside=aside)
         # Last, so that a notifier whose server is dead holds nothing else up.
         with work.going_on():
-            deliveries.deliver()
+            deliveries.deliver(aside=aside)
+        if aside.names:
+            some = ", ".join(map(ascii, aside.names[:_MOST_NAMED]))
+            work.failures.append(f"Set aside: {some}. An alert names each.")
         if work.faults:
             raise work.faults[0]
         if work.failures:
             self.fail(" ".join(work.failures))
 
-    def _settle_overdue(self, ledger: Ledger, *, always_say: bool) -> None:
+    def _settle_overdue(self, ledger: Ledger, aside: SetAside, *, always_say: bool) -> None:
         settled = 0
         try:
-            while batch := settle_overdue(ledger):
+            while batch := settle_overdue(ledger, aside):
                 settled += batch
         finally:
             if settled or always_say:

@@ -18,6 +18,7 @@ from asgiref.sync import sync_to_async
 from django.views.decorators.debug import sensitive_variables
 
 from ai_budget import money
+from ai_budget.arguments import checked_caller
 from ai_budget.conf import conf
 from ai_budget.exceptions import AIBudgetError
 from ai_budget.guard.answers import owner_of
@@ -273,7 +274,7 @@ def forget_answers(
     forgotten, too. Raises ``LookupError`` for a feature that does not exist, and ``AIBudgetError``
     where the cache does not take it: try again.
     """
-    owner = owner_of(user_id_of(user), subject or "")
+    owner = owner_of(user_id_of(user), checked_caller(subject or "", "subject"))
     if feature is not None and (owner or user is not None):
         raise TypeError("Forget the answers of a feature, or those of a user or subject.")
     if user is not None and not owner:

@@ -91,6 +91,27 @@ def test_the_value_of_a_tag_is_a_text_and_fits(tags: Mapping[str, Any]) -> None:
     refused("The tag 'plan'", tags=tags)
 
 
+@pytest.mark.parametrize(
+    ("argument", "given"),
+    [
+        ("messages", {"prompt": "half \ud800"}),
+        (
+            "messages",
+            {"prompt": [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}]},
+        ),
+        ("system", {"system": "half \ud800"}),
+        ("metadata", {"metadata": {"\ud800": "x"}}),
+    ],
+)
+def test_half_of_a_character_is_not_sent(argument: str, given: dict[str, Any]) -> None:
+    prompt = given.pop("prompt", "Hello")
+
+    with pytest.raises(InvalidArgument) as caught:
+        ai_budget.ask(prompt, feature="chat", **given)
+
+    assert caught.value.argument == argument
+
+
 def test_a_user_is_one_that_the_database_has() -> None:
     deleted = UserFactory.create()
     deleted.delete()

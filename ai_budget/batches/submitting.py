@@ -14,10 +14,11 @@ from django.db.models import QuerySet
 from django.views.decorators.debug import sensitive_variables
 
 from ai_budget import signals
+from ai_budget.arguments import checked_text
 from ai_budget.batches.handing import callback_of
 from ai_budget.batches.rows import fresh, in_order, submissions
 from ai_budget.conf import conf
-from ai_budget.exceptions import AIBudgetError, LedgerUnavailable
+from ai_budget.exceptions import AIBudgetError, InvalidArgument, LedgerUnavailable
 from ai_budget.guard.answers import surroundings_of
 from ai_budget.guard.batch.opening import BatchOpening
 from ai_budget.guard.batch.requests import Asked
@@ -117,8 +118,8 @@ def _submit(
 
 
 def _ensure_key(key: str) -> None:
-    if not isinstance(key, str) or not 0 < len(key) <= 200:
-        raise ValueError("idempotency_key is a text of 1 to 200 characters.")
+    if not checked_text(key, "idempotency_key", most=200):
+        raise InvalidArgument("idempotency_key", "has to have a character at least.")
 
 
 def _asked(

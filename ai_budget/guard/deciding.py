@@ -15,6 +15,7 @@ from ai_budget.conf import conf
 from ai_budget.exceptions import LedgerUnavailable, UnboundedCall, UnpricedModel
 from ai_budget.guard import turns
 from ai_budget.guard.answers import Surroundings
+from ai_budget.guard.body import ensure_text
 from ai_budget.guard.charge import current_call
 from ai_budget.ledger.connection import lets_pass
 from ai_budget.policy.ladder import Choice, choose_model, percent_used
@@ -155,7 +156,9 @@ def tokens_of(most: Bound) -> int:
 
 
 def ensure_readable(outgoing: Outgoing) -> None:
-    """Raise ``UnboundedCall`` for a stream that cannot be followed."""
+    """Raise ``UnboundedCall`` for a stream that cannot be followed, and for what is no text
+    ``InvalidArgument``."""
+    ensure_text(outgoing.body)
     if bool(outgoing.body.get("stream")) != outgoing.stream:
         raise UnboundedCall(
             "Ask for a stream with stream=True or messages.stream(): one that is asked for in "

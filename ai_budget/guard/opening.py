@@ -33,6 +33,7 @@ from ai_budget.exceptions import (
 )
 from ai_budget.guard.answers import Asking, Setting, place_of, setting_of
 from ai_budget.guard.attempt import OpenAttempt
+from ai_budget.guard.body import LARGE_BODY, is_larger_than
 from ai_budget.guard.charge import HELPERS, OpenCall, Payer, current_call, current_payer
 from ai_budget.guard.deciding import (
     Counted,
@@ -48,7 +49,6 @@ from ai_budget.guard.deciding import (
 from ai_budget.guard.marks import Marks
 from ai_budget.guard.refusals import count_refusal
 from ai_budget.guard.rules import create_if_new, read_rules
-from ai_budget.guard.size import LARGE_BODY, is_larger_than
 from ai_budget.guard.telling import tell, tell_recorded, tell_settled
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.base import Ledger, breaches, enforced

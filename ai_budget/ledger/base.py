@@ -157,10 +157,10 @@ class Ledger(ABC):
         """
 
     @abstractmethod
-    def rebuild(self, since: date) -> list[Difference]:
+    def rebuild(self, since: date, aside: SetAside | None = None) -> list[Difference]:
         """Make every balance from that day on the sum of the journal, while calls go on.
 
-        Return what was wrong.
+        Return what was wrong. A balance that cannot be written is set ``aside``.
         """
 
     @abstractmethod

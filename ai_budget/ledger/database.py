@@ -259,12 +259,12 @@ class DatabaseLedger(Ledger):
         ensure_durable(connection)
         return retry(connection, lambda: _differences(connection, since))
 
-    def rebuild(self, since: date) -> list[Difference]:
-        connection = connections[self.alias]
-        mended = [
-            retry(connection, functools.partial(self._mend, connection, seeming))
-            for seeming in self.differences(since)
-        ]
+    def rebuild(self, since: date, aside: SetAside | None = None) -> list[Difference]:
+        connection, aside = connections[self.alias], aside or SetAside()
+        mended = []
+        for seeming in self.differences(since):
+            with aside.on_failure("the balance of", seeming.key.scope):
+                mended.append(retry(connection, functools.partial(self._mend, connection, seeming)))
         return [difference for difference in mended if difference is not None]
 
     def _mend(self, connection: BaseDatabaseWrapper, seeming: Difference) -> Difference | None:

@@ -564,15 +564,16 @@ class RedisLedger(Ledger):
     def differences(self, since: date) -> list[Difference]:
         return [it for window in self._live(since) for it in self._compared(window)]
 
-    def rebuild(self, since: date) -> list[Difference]:
-        found = []
+    def rebuild(self, since: date, aside: SetAside | None = None) -> list[Difference]:
+        found, aside = [], aside or SetAside()
         windows = self._live(since)
         for window in windows:
-            wrong = self._compared(window)
-            if wrong:
-                self._load(window, give_up=_patience(), how="anew")
-            found += wrong
-        self._mirror(windows, SetAside())
+            with aside.on_failure("balances of", window):
+                wrong = self._compared(window)
+                if wrong:
+                    self._load(window, give_up=_patience(), how="anew")
+                found += wrong
+        self._mirror(windows, aside)
         return found
 
     def _live(self, since: date) -> list[Hash]:

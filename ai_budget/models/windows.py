@@ -71,7 +71,7 @@ class SpendWindow(models.Model):
     def key_for(scope: str, period: str, first_day: date) -> str:
         """Return the primary key of a balance: a digest, so that no collation merges two."""
         name = f"{scope}|{period}|{first_day.isoformat()}"
-        return blake2b(name.encode(), digest_size=16).hexdigest()
+        return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     @property
     def spent_usd(self) -> Decimal:
@@ -108,4 +108,5 @@ class RateBucket(models.Model):
     @staticmethod
     def key_for(scope: str, measure: str, seconds: int) -> str:
         """Return the primary key of a bucket."""
-        return blake2b(f"{scope}|{measure}|{seconds}".encode(), digest_size=16).hexdigest()
+        name = f"{scope}|{measure}|{seconds}"  # a view may count by whatever it was sent
+        return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

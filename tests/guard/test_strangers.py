@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import ai_budget
-from ai_budget.guard.size import is_larger_than
+from ai_budget.guard.body import is_larger_than
 from ai_budget.models import CallLog, FeatureBudget, SpendWindow
 from ai_budget.testing import AnthropicSimulator, override_budget
 from tests.factories import FeatureBudgetFactory

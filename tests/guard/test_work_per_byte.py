@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ai_budget import conversation
+from ai_budget.guard.body import ensure_text, is_larger_than
 from ai_budget.guard.marks import Marks
-from ai_budget.guard.size import is_larger_than
 from ai_budget.pricing.bound import bound, count_request
 from ai_budget.pricing.rates import resolve
 from ai_budget.savings import response_cache
@@ -75,6 +75,7 @@ def bounded(given: Body) -> None:
 
 
 WALKS: dict[str, Callable[[Body], object]] = {
+    "text": ensure_text,
     "size": lambda given: is_larger_than(10**9, given),
     "bound": bounded,
     "count": count_request,

@@ -15,12 +15,13 @@ from ai_budget import periods
 from ai_budget.exceptions import LedgerUnavailable
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.connection import RowRefused
+from ai_budget.ledger.database import DatabaseLedger
 from ai_budget.ledger.mirror import mirror
 from ai_budget.ledger.set_aside import SetAside
 from ai_budget.models import Alert, CallLog, QuarterTotal, SpendWindow, TotalMark
 from ai_budget.periods import Period
 from ai_budget.review import alerts, rollups
-from ai_budget.values import Balances
+from ai_budget.values import Balances, Difference
 from tests.ledger.given import NOON, limit, reserve
 
 pytestmark = pytest.mark.django_db
@@ -143,6 +144,27 @@ def test_totals_are_added_up_though_one_mark_cannot_be(monkeypatch: pytest.Monke
     assert QuarterTotal.objects.count() == 2
     assert [mark.day for mark in TotalMark.objects.all()] == [bad.date()]
     assert aside.names == [f"the totals of mark {TotalMark.objects.get().pk}"]
+
+
+def test_balances_are_mended_though_one_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve([limit(100), limit(100, "feature:chat")], 7)
+    SpendWindow.objects.update(held_nanousd=99)
+    whole = DatabaseLedger._mend
+
+    def mend(self: DatabaseLedger, alias: Any, seeming: Difference) -> Difference | None:
+        if seeming.key.scope == "*":
+            raise RowRefused("too long")
+        return whole(self, alias, seeming)
+
+    monkeypatch.setattr(DatabaseLedger, "_mend", mend)
+    aside = SetAside()
+
+    mended = DatabaseLedger().rebuild(NOON.date(), aside)
+
+    assert {it.key.scope for it in mended} == {"feature:chat"}
+    assert aside.names == ["the balance of *"]
+    with pytest.raises(CommandError, match="Not mended: 'the balance of"):
+        call_command("ai_budget_rebuild", since=str(NOON.date()), stdout=StringIO())
 
 
 def settled_call(at: datetime) -> CallLog:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from functools import partial
 from typing import Any
 
 from django.core.management.base import CommandParser
@@ -14,6 +15,7 @@ from ai_budget.exceptions import CallInsideTransaction, LedgerUnavailable
 from ai_budget.ledger import base as ledgers
 from ai_budget.ledger.connection import retry
 from ai_budget.ledger.kept import whole_since
+from ai_budget.ledger.set_aside import SetAside
 from ai_budget.management.plain import PlainCommand, WrongArgument, parse_day
 from ai_budget.periods import Period
 from ai_budget.review import rollups
@@ -64,7 +66,8 @@ class Command(PlainCommand):
     def _balances(self, since: date, *, check: bool) -> str:
         """Compare or mend balances; return how many are wrong, in words."""
         ledger = ledgers.current()
-        compare = ledger.differences if check else ledger.rebuild
+        aside = SetAside()
+        compare = ledger.differences if check else partial(ledger.rebuild, aside=aside)
         try:
             whole = _whole_since(ledger.alias)
             if whole is not None and since < whole:
@@ -75,6 +78,8 @@ class Command(PlainCommand):
             self.fail(str(error))
         for difference in found:
             self.print(_line(difference))
+        if aside.names:
+            self.fail(f"Not mended: {', '.join(map(ascii, aside.names))}. See the log.")
         if not found:
             self.print(f"Every balance since {since} is the sum of the call log.")
         elif not check:

@@ -478,7 +478,9 @@ def _request(
     if system is not None:
         request["system"] = system
     if timeout is not None:
-        request["timeout"] = timeout
+        # Or an object of the HTTP library's.
+        plain = isinstance(timeout, (int, float, str, bytes))
+        request["timeout"] = _seconds(timeout, "timeout") if plain else timeout
     return request
 
 

@@ -120,6 +120,18 @@ def test_only_text_is_the_text_of_an_answer(api: AnthropicSimulator) -> None:
     assert answer.message.stop_reason == "tool_use"
 
 
+@pytest.mark.parametrize(
+    ("timeout", "error"), [("soon", TypeError), (True, TypeError), (-1, ValueError)]
+)
+def test_a_timeout_that_is_none_is_refused(
+    api: AnthropicSimulator, timeout: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="timeout is a number of seconds"):
+        ai_budget.ask("Hello", timeout=timeout)
+
+    assert not CallLog.objects.exists()
+
+
 def test_a_timeout_is_the_requests(api: AnthropicSimulator) -> None:
     api.enqueue(*[Reply(text="Late", delay=5)] * 3)
 

@@ -21,6 +21,7 @@ from ai_budget.models import CallLog, FeatureBudget, TotalMark, TotalState
 from ai_budget.money import NANO_PER_USD, parse_usd
 from ai_budget.review import rollups
 from tests.admin.conftest import NOW, SignIn
+from tests.depth import some_of
 from tests.factories import (
     HAIKU,
     OPUS,
@@ -520,23 +521,26 @@ def test_a_model_that_nobody_named_can_be_asked_for_once_it_was_used(root: Clien
 
 @pytest.mark.parametrize(
     "query",
-    [
-        {"first": "nonsense"},
-        {"first": "2026-13-01"},
-        {"first": "0001-01-01"},
-        {"last": "9999-12-31"},
-        {"first": "2026-10-03", "last": "2026-10-02"},
-        {"first": "2027-01-01"},
-        {"first": "2005-01-01"},
-        {"range": "century"},
-        {"feature": "unheard-of"},
-        {"model": "unheard-of"},
-        {"username": "unheard-of"},
-        {"user": "un\0heard-of' OR 1=1"},
-        {"user": "9" * 40},
-        {"tag": "plan"},
-        {"tag": "=free"},
-    ],
+    some_of(
+        [
+            {"first": "nonsense"},
+            {"first": "2026-13-01"},
+            {"first": "0001-01-01"},
+            {"last": "9999-12-31"},
+            {"first": "2026-10-03", "last": "2026-10-02"},
+            {"first": "2027-01-01"},
+            {"first": "2005-01-01"},
+            {"range": "century"},
+            {"feature": "unheard-of"},
+            {"model": "unheard-of"},
+            {"username": "unheard-of"},
+            {"user": "un\0heard-of' OR 1=1"},
+            {"user": "9" * 40},
+            {"tag": "plan"},
+            {"tag": "=free"},
+        ],
+        count=6,
+    ),
 )
 def test_what_makes_no_sense_is_told_and_left_out(root: Client, query: dict[str, str]) -> None:
     CallLogFactory.create(cost_nanousd=NANO_PER_USD)

@@ -21,6 +21,7 @@ from pytest_django.fixtures import Settings
 
 from ai_budget import periods
 from ai_budget.management.plain import PlainCommand
+from tests.depth import some_of
 from tests.factories import CallLogFactory, FeatureBudgetFactory, UserFactory
 
 NOW = datetime(2026, 10, 15, 12, tzinfo=UTC)
@@ -173,7 +174,9 @@ def test_wrong_options_given_as_values_are_the_same_errors() -> None:
     assert caught.value.returncode == 2
 
 
-@pytest.mark.parametrize("args", [["--month=2026-13"], ["--unheard-of"], ["--feature=nobody"]])
+@pytest.mark.parametrize(
+    "args", some_of([["--month=2026-13"], ["--unheard-of"], ["--feature=nobody"]])
+)
 def test_on_the_command_line_too(args: list[str]) -> None:
     command, options = manage(*args)
 

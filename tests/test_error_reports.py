@@ -69,6 +69,7 @@ urlpatterns = [path("failing/", failing), path("asking/", asking), *urls_of_the_
 def secrets(settings: Settings) -> None:
     # Django 5.2 takes pairs alone, 6.0 calls them outdated.
     settings.ADMINS = [("ops", "ops@example.com")] if django.VERSION < (6,) else ["ops@example.com"]
+    settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
     settings.ROOT_URLCONF = __name__
     settings.AI_BUDGET = {**settings.AI_BUDGET, **SECRETS}
 

@@ -183,7 +183,7 @@ def test_a_second_run_finds_nothing() -> None:
 def test_any_ledger_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, date]] = []
 
-    def ask(verb: str, since: date) -> list[Difference]:
+    def ask(verb: str, since: date, **options: Any) -> list[Difference]:
         asked.append((verb, since))
         return []
 

@@ -15,6 +15,9 @@ from tests.ledger.given import NOON
 
 LIMIT = 60
 SECONDS = 0.8
+ENOUGH = 20
+"""Calls that have to get through for a fault to have come in the middle."""
+
 CALLER = Charge(feature="chat", user_id=7)
 
 
@@ -37,20 +40,28 @@ _SOME = [traffic(cost=1, ending="estimate"), traffic(ending="abandon")]
 
 
 def run_through(workers: Workers, fault: Callable[[], object]) -> list[Outcome]:
-    """Let the processes make calls, and something happen in the middle, again and again."""
+    """Let the processes make calls, and something happen in the middle, again and again.
+
+    On a busy machine a fault may last longer than the traffic: then there is more of it.
+    """
     workers.at = NOON
-    workers.begin(make_for, [(SECONDS, _MOST + _SOME, seed) for seed in range(Workers.COUNT)])
-    for _ in range(3):
-        time.sleep(SECONDS / 4)
-        fault()
-    return [outcome for done in workers.results() for outcome in done]
+    outcomes: list[Outcome] = []
+    for seconds in (SECONDS, 4 * SECONDS, 16 * SECONDS):
+        workers.begin(make_for, [(seconds, _MOST + _SOME, seed) for seed in range(Workers.COUNT)])
+        for _ in range(3):
+            time.sleep(seconds / 4)
+            fault()
+        outcomes += [outcome for done in workers.results() for outcome in done]
+        if sum(outcome.error == "" for outcome in outcomes) > ENOUGH:
+            break
+    return outcomes
 
 
 def assert_survived(outcomes: list[Outcome]) -> None:
     """Nothing was over at any moment, and nothing is left."""
     errors = Counter(outcome.error for outcome in outcomes)
     assert set(errors) <= {"", "BudgetExceeded", "LedgerUnavailable"}
-    assert errors[""] > 20, errors
+    assert errors[""] > ENOUGH, errors
     assert_never_over(outcomes)
     tick(NOON)
     assert_all_over()
